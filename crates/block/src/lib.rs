@@ -1,0 +1,15 @@
+//! The copy-on-write block device.
+//!
+//! ```text
+//! front end -> Overlay -> Cache (writes)   base Device (reads)
+//! ```
+//!
+//! Read in this order: [`units`], [`device`], [`tracker`], [`cache`], [`overlay`]. No sockets, no
+//! threads of its own, no store: those are the other crates' business.
+
+pub mod device;
+pub mod files;
+pub mod units;
+
+pub use device::{Device, DeviceError, Extent, FillBuf, Geometry, ReadSink, Room};
+pub use units::{BlockCount, BlockIndex, BlockRange, BlockSize, ByteOffset, ByteRange};
