@@ -10,6 +10,7 @@
 pub mod device;
 pub mod files;
 pub mod units;
+pub mod zero;
 
 pub use device::{Device, DeviceError, Extent, FillBuf, Geometry, ReadSink, Room};
 pub use units::{BlockCount, BlockIndex, BlockRange, BlockSize, ByteOffset, ByteRange};
