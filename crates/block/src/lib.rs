@@ -9,6 +9,7 @@
 
 pub mod device;
 pub mod files;
+pub mod tracker;
 pub mod units;
 pub mod zero;
 
