@@ -7,8 +7,13 @@
 //! Read in this order: [`units`], [`device`], [`tracker`], [`cache`], [`overlay`]. No sockets, no
 //! threads of its own, no store: those are the other crates' business.
 
+pub mod cache;
 pub mod device;
 pub mod files;
+mod gate;
+pub mod health;
+pub mod overlay;
+
 pub mod tracker;
 pub mod units;
 pub mod zero;

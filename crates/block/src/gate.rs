@@ -1,0 +1,59 @@
+//! A count of the requests inside a cache, and a way to wait until the last one has left.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// Counts who is inside.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    emptied: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inside: u64,
+    closed: bool,
+}
+
+/// Proof of being inside; leaves when dropped.
+#[derive(Debug)]
+pub(crate) struct Ticket<'a>(&'a Gate);
+
+impl Gate {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // A panic while it is held cannot leave the two fields half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters, unless the gate is closed: then the caller has an old stack in hand, and loads
+    /// the new one.
+    pub(crate) fn enter(&self) -> Option<Ticket<'_>> {
+        let mut state = self.state();
+        if state.closed {
+            return None;
+        }
+        state.inside += 1;
+        Some(Ticket(self))
+    }
+
+    /// Nobody enters any more.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+    }
+
+    /// Waits until the last one has left a closed gate.
+    pub(crate) fn drain(&self) {
+        let state = self.state();
+        drop(self.emptied.wait_while(state, |s| s.inside > 0));
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.inside -= 1;
+        if state.inside == 0 && state.closed {
+            self.0.emptied.notify_all();
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The crate from outside: one binary, a module a subject.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "it/concurrent.rs"]
+mod concurrent;
+#[path = "it/model.rs"]
+mod model;
+#[path = "it/rig.rs"]
+mod rig;
+#[path = "it/room.rs"]
+mod room;
