@@ -13,6 +13,7 @@ pub mod files;
 mod gate;
 pub mod health;
 pub mod overlay;
+pub mod read_only;
 
 pub mod tracker;
 pub mod units;

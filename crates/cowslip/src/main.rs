@@ -1,2 +1,26 @@
-//! placeholder
-fn main() {}
+//! `cowslip`: the command. It knows all the other crates; none of them knows it.
+//!
+//! ```text
+//! args -> command::run -> the engine -> report, failure
+//! ```
+
+mod args;
+mod command;
+mod control;
+mod failure;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    match command::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report::failure(&failure);
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}

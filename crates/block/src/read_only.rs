@@ -1,0 +1,44 @@
+//! [`ReadOnly`]: any device, with writes refused.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::device::{Device, DeviceError, Extent, Geometry, ReadSink, Room};
+use crate::units::{ByteOffset, ByteRange};
+
+/// A device that only reads.
+pub struct ReadOnly(pub Arc<dyn Device>);
+
+impl Device for ReadOnly {
+    fn geometry(&self) -> Geometry {
+        Geometry { read_only: true, ..self.0.geometry() }
+    }
+
+    fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
+        self.0.read(range, sink)
+    }
+
+    fn write(&self, _: ByteOffset, _: &[u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
+
+    fn write_zeroes(&self, _: ByteRange, _: Room) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
+
+    fn trim(&self, _: ByteRange) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.0.flush()
+    }
+
+    fn block_status(
+        &self,
+        range: ByteRange,
+        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
+    ) -> Result<(), DeviceError> {
+        self.0.block_status(range, visit)
+    }
+}

@@ -1,0 +1,230 @@
+//! What can be typed. Help texts are the first thing that many people read of cowslip.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use cowslip_snapshot::ids::SnapshotName;
+
+/// The snapshot storage engine for microVM sandboxes.
+#[derive(Debug, Parser)]
+#[command(name = "cowslip", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Where snapshots are kept [default: $XDG_DATA_HOME/cowslip, or ~/.local/share/cowslip]
+    #[arg(long, global = true, env = "COWSLIP_STORE", value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress bars, no remarks
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a snapshot from a disk image
+    Import(Import),
+    /// Serve a snapshot as a writable NBD device
+    Serve(Serve),
+    /// Snapshot a session, while it is being served or at rest
+    Snapshot(Snapshot),
+    /// List the snapshots
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Show what a snapshot is made of, and what it added to the store
+    Inspect(Name),
+    /// Read and check every byte that a snapshot depends on
+    Verify(Name),
+    /// Write a snapshot's image to a sparse raw file
+    Export(Export),
+    /// Remove a snapshot's name
+    Rm(Name),
+    /// See it all at work in half a minute, with nothing set up
+    Demo(Demo),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// The snapshot
+    pub(crate) name: SnapshotName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The disk image: raw, or what qemu-img reads (qcow2, vmdk, vhdx, ...)
+    pub(crate) image: PathBuf,
+    /// The snapshot's name
+    pub(crate) name: SnapshotName,
+    /// The image's format; raw images are never probed for others when this says raw
+    #[arg(long, default_value = "auto", value_name = "auto|raw|qcow2|...")]
+    pub(crate) format: String,
+    /// Take the name even if another snapshot has it
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The snapshot; for a session that is there already, what it began from, or left out
+    #[arg(required_unless_present = "session")]
+    pub(crate) name: Option<SnapshotName>,
+    /// Keep what is written in this directory, and go on there next time
+    #[arg(long, value_name = "DIR")]
+    pub(crate) session: Option<PathBuf>,
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Where to listen: unix:PATH or tcp:HOST:PORT [default: nbd.sock in the session's directory]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "stdio")]
+    pub(crate) nbd: Option<Address>,
+    /// Serve one client on standard input and output
+    #[arg(long)]
+    pub(crate) stdio: bool,
+    /// Listen on addresses other than loopback; there is no encryption and no password
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+    /// Serve the device larger than the snapshot; the growth reads as zeros (8G, 512M, ...)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
+    /// Memory for decoded parts of the image
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) frame_cache: Size,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Snapshot {
+    /// The session's directory
+    #[arg(value_name = "SESSION_DIR")]
+    pub(crate) session: PathBuf,
+    /// The new snapshot's name
+    #[arg(value_name = "NEWNAME")]
+    pub(crate) name: SnapshotName,
+    /// Take the name even if another snapshot has it
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Keep blocks that were rewritten with what the parent has
+    #[arg(long)]
+    pub(crate) no_dedup: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The snapshot
+    pub(crate) name: SnapshotName,
+    /// The file to write
+    #[arg(value_name = "OUT.raw")]
+    pub(crate) out: PathBuf,
+    /// Write over a file that is there
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keep the store and the session in this directory, to look at
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// The seed of the workload; the same seed writes the same bytes
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// Where an NBD server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// Host and port.
+    Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            Some(("tcp", at)) if at.rsplit_once(':').is_some_and(|(h, p)| {
+                !h.is_empty() && p.parse::<u16>().is_ok()
+            }) =>
+            {
+                Ok(Self::Tcp(at.to_owned()))
+            }
+            _ => Err("an address is unix:PATH or tcp:HOST:PORT".into()),
+        }
+    }
+}
+
+/// A size in bytes: digits, and perhaps K, M, G, T or P (powers of 1024; `8G`, `8GiB`, `8GB` are
+/// the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = unit.trim().to_ascii_uppercase();
+        let letter = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
+        let shift = match letter {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            "P" => 50,
+            _ => return Err("a size is digits and perhaps K, M, G, T or P".into()),
+        };
+        let number: u64 = number.parse().map_err(|_| "a size begins with digits".to_owned())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| "that size is too large".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        let good = [("0", 0), ("4096", 4096), ("1K", 1024), ("8G", 8 << 30), ("2gib", 2 << 30)];
+        for (text, bytes) in good {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for bad in ["", "G", "-1", "1.5G", "8X", "99999999999P", "1 2"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!("unix:/a:b".parse(), Ok(Address::Unix("/a:b".into())));
+        assert_eq!("tcp:[::1]:10809".parse(), Ok(Address::Tcp("[::1]:10809".into())));
+        for bad in ["", "unix:", "tcp:host", "tcp::1", "tcp:h:99999", "/path"] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+}

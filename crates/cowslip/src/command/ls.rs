@@ -1,0 +1,65 @@
+//! `cowslip ls`: the snapshots in the store.
+
+use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::store::Listed;
+use serde::Serialize;
+
+use super::Context;
+use crate::failure::{Failure, Kind};
+use crate::report::{self, Info, bytes, table};
+
+/// A row: a snapshot, or a name that cannot be read.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Row {
+    Whole(Box<Info>),
+    Damaged { name: SnapshotName, error: String },
+}
+
+pub(super) fn run(context: &Context) -> Result<(), Failure> {
+    // No store yet is a store with nothing in it.
+    let rows = match context.store() {
+        Err(failure) if failure.kind == Kind::NotFound => Vec::new(),
+        Err(failure) => return Err(failure),
+        Ok(store) => {
+            let row = |Listed { name, .. }| {
+                let info = store.resolve(&name).map_err(Failure::from);
+                match info.and_then(|header| Info::new(&store, &name, &header)) {
+                    Ok(info) => Row::Whole(Box::new(info)),
+                    Err(failure) => Row::Damaged { name, error: failure.message },
+                }
+            };
+            store.list()?.into_iter().map(row).collect()
+        }
+    };
+    context.report.result(&rows, || {
+        let head = ["NAME", "SIZE", "GENERATION", "STORED", "DIRTY", "ZERO", "CREATED", "PARENT"];
+        table(&head, &[1, 2, 3, 4, 5], rows.iter().map(cells).collect())
+    })?;
+    let damaged = rows.iter().filter(|r| matches!(r, Row::Damaged { .. })).count();
+    if damaged > 0 {
+        let what = if damaged == 1 { "snapshot is" } else { "snapshots are" };
+        return Err(Failure::new(Kind::Corrupt, format!("{damaged} {what} damaged")));
+    }
+    Ok(())
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    match row {
+        Row::Whole(info) => vec![
+            info.name.to_string(),
+            bytes(info.size_bytes),
+            info.generation.to_string(),
+            bytes(info.stored_bytes),
+            info.dirty_blocks.to_string(),
+            info.zero_blocks.to_string(),
+            report::time(info.created_unix_ms),
+            match (&info.parent_name, info.parent) {
+                (Some(name), _) => name.to_string(),
+                (None, Some(id)) => id.to_string(),
+                (None, None) => "-".into(),
+            },
+        ],
+        Row::Damaged { name, error } => vec![name.to_string(), error.clone()],
+    }
+}

@@ -1,0 +1,96 @@
+//! The commands, a file each: what was typed becomes a call into the engine, and its result a
+//! report.
+
+mod demo;
+mod export;
+mod import;
+mod inspect;
+mod ls;
+mod rm;
+mod serve;
+mod snapshot;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::CommandFactory;
+use cowslip_block::files::RealDir;
+use cowslip_snapshot::host::RealHost;
+use cowslip_snapshot::store::{Caches, Store};
+
+use crate::args::{Cli, Command, Global};
+use crate::failure::{Failure, Kind};
+use crate::report::{self, Reporter};
+
+/// What every command gets.
+pub(crate) struct Context {
+    global: Global,
+    pub(crate) report: Reporter,
+}
+
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    let context = Context { report: Reporter::new(&cli.global), global: cli.global };
+    match cli.command {
+        Command::Import(args) => import::run(&context, &args),
+        Command::Serve(args) => serve::run(&context, &args),
+        Command::Snapshot(args) => snapshot::run(&context, &args),
+        Command::Ls => ls::run(&context),
+        Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Verify(args) => verify::run(&context, &args),
+        Command::Export(args) => export::run(&context, &args),
+        Command::Rm(args) => rm::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cowslip", &mut script);
+            report::print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+impl Context {
+    /// Where the store is: what was said, or the user's data directory.
+    fn store_path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.global.store {
+            return Ok(path.clone());
+        }
+        let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let data = set("XDG_DATA_HOME")
+            .filter(|p| p.is_absolute())
+            .or_else(|| Some(set("HOME")?.join(".local/share")));
+        let data = data.ok_or_else(|| {
+            Failure::usage("neither --store nor COWSLIP_STORE nor HOME says where the store is")
+        })?;
+        Ok(data.join("cowslip"))
+    }
+
+    /// The store, which must be there.
+    fn store(&self) -> Result<Arc<Store>, Failure> {
+        open_store(&self.store_path()?, Caches::default())
+    }
+
+    /// The store, made if it is not there.
+    fn store_or_new(&self) -> Result<Arc<Store>, Failure> {
+        make_store(&self.store_path()?)
+    }
+}
+
+fn open_store(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
+    let no_store = |message| {
+        Failure::new(Kind::NotFound, message)
+            .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one")
+    };
+    let dir = RealDir::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => no_store(format!("there is no store at {}", path.display())),
+        _ => Failure::file(path, &e),
+    })?;
+    let store = Store::open(&dir, Arc::new(RealHost), caches);
+    Ok(Arc::new(store.map_err(|e| Failure::from(e).about(path.display()))?))
+}
+
+fn make_store(path: &Path) -> Result<Arc<Store>, Failure> {
+    let dir = RealDir::open_or_create(path).map_err(|e| Failure::file(path, &e))?;
+    let store = Store::open_or_create(&dir, Arc::new(RealHost), Caches::default());
+    Ok(Arc::new(store.map_err(|e| Failure::from(e).about(path.display()))?))
+}

@@ -1,0 +1,250 @@
+//! What the user sees: results on standard output, as text or JSON; remarks, progress and errors on
+//! standard error. Nothing else in the program prints.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{CellAlignment, Table, presets};
+use cowslip_snapshot::header::Header;
+use cowslip_snapshot::ids::{HeaderId, LayerId, SnapshotName};
+use cowslip_snapshot::store::{Listed, Store};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::args::Global;
+use crate::failure::Failure;
+
+/// How to talk to the user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reporter {
+    json: bool,
+    quiet: bool,
+}
+
+impl Reporter {
+    pub(crate) fn new(global: &Global) -> Self {
+        Self { json: global.json, quiet: global.quiet }
+    }
+
+    /// The result of a command: one of the two, as the user wanted it.
+    pub(crate) fn result<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        let text = if self.json {
+            let json = serde_json::to_string_pretty(value);
+            json.map_err(|e| Failure::failed(format!("writing JSON: {e}")))?
+        } else {
+            text()
+        };
+        print(&text)
+    }
+
+    /// Something that a person may want to know, and a program not.
+    pub(crate) fn remark(self, text: &str) {
+        if !self.quiet {
+            complain(text);
+        }
+    }
+
+    /// A bar on standard error while something long goes on, where somebody is there to see it.
+    pub(crate) fn progress(self, what: &'static str, unit: Unit) -> ProgressBar {
+        let seen = !self.quiet && std::io::stderr().is_terminal();
+        let target =
+            if seen { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let counts = match unit {
+            Unit::Bytes => "{binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}",
+            Unit::Blocks => "{human_pos}/{human_len} blocks",
+            Unit::Frames => "{human_pos}/{human_len} frames",
+        };
+        let style = format!("{{msg:10}} [{{bar:30}}] {counts}, {{eta}} left");
+        let style = ProgressStyle::with_template(&style).expect("a template that was tried");
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        bar.set_style(style.progress_chars("=> "));
+        bar.set_message(what);
+        bar
+    }
+}
+
+/// What a progress bar counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unit {
+    Bytes,
+    Blocks,
+    Frames,
+}
+
+/// Moves a bar.
+pub(crate) fn advance(bar: &ProgressBar, done: u64, total: u64) {
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
+/// Standard output. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let newline = if text.ends_with('\n') { "" } else { "\n" };
+    match write!(out, "{text}{newline}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("writing to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Standard error, one line. There is nobody to tell that it cannot be written.
+pub(crate) fn complain(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "cowslip: {text}"));
+}
+
+/// The end of a command that failed.
+pub(crate) fn failure(failure: &Failure) {
+    complain(&failure.message);
+    if let Some(hint) = &failure.hint {
+        complain(&format!("hint: {hint}"));
+    }
+}
+
+pub(crate) fn bytes(n: u64) -> String {
+    BinaryBytes(n).to_string()
+}
+
+pub(crate) fn time(unix_ms: u64) -> String {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    at.map_or_else(|| "-".into(), |at| humantime::format_rfc3339_seconds(at).to_string())
+}
+
+pub(crate) fn duration(d: Duration) -> String {
+    match d.as_micros() {
+        us @ 0..10_000 => format!("{us} us"),
+        us @ 10_000..10_000_000 => format!("{} ms", us / 1000),
+        us => format!("{} s", us / 1_000_000),
+    }
+}
+
+/// A table without lines; the columns in `right` are numbers.
+pub(crate) fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(head.iter().copied()).add_rows(rows);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// What a snapshot is and what it added. Its field names are a contract.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Info {
+    pub(crate) name: SnapshotName,
+    pub(crate) id: HeaderId,
+    /// The header that this one was made over.
+    pub(crate) parent: Option<HeaderId>,
+    /// A name that the parent has now.
+    pub(crate) parent_name: Option<SnapshotName>,
+    pub(crate) generation: u64,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) made_by: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) block_size_bytes: u32,
+    /// Of this snapshot's own diff: blocks with payload, blocks newly zero, blocks that were
+    /// written and are equal to the parent's.
+    pub(crate) dirty_blocks: u64,
+    pub(crate) zero_blocks: u64,
+    pub(crate) same_blocks: u64,
+    /// What it added to the store: the layer object; header object and name; their sum.
+    pub(crate) payload_bytes: u64,
+    pub(crate) header_bytes: u64,
+    pub(crate) stored_bytes: u64,
+}
+
+impl Info {
+    pub(crate) fn new(
+        store: &Store,
+        name: &SnapshotName,
+        header: &Header,
+    ) -> Result<Self, Failure> {
+        let meta = header.meta();
+        let stored = store.stored_bytes(header);
+        let parent_name = meta.parent.map(|id| name_of(store, id)).transpose()?.flatten();
+        Ok(Self {
+            name: name.clone(),
+            id: meta.id,
+            parent: meta.parent,
+            parent_name,
+            generation: meta.generation,
+            created_unix_ms: meta.created_unix_ms,
+            made_by: meta.made_by.clone(),
+            size_bytes: meta.size_bytes,
+            block_size_bytes: meta.block_size.bytes(),
+            dirty_blocks: meta.figures.dirty_blocks,
+            zero_blocks: meta.figures.zero_blocks,
+            same_blocks: meta.figures.same_blocks,
+            payload_bytes: stored.payload,
+            header_bytes: stored.header,
+            stored_bytes: stored.total(),
+        })
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.dirty_blocks * u64::from(self.block_size_bytes)
+    }
+
+    /// One line about the diff.
+    pub(crate) fn diff(&self) -> String {
+        format!(
+            "{} dirty blocks ({}), {} zero, {} same; stored {} (payload {}, header {})",
+            self.dirty_blocks,
+            bytes(self.dirty_bytes()),
+            self.zero_blocks,
+            self.same_blocks,
+            bytes(self.stored_bytes),
+            bytes(self.payload_bytes),
+            bytes(self.header_bytes),
+        )
+    }
+}
+
+fn name_of(store: &Store, id: HeaderId) -> Result<Option<SnapshotName>, Failure> {
+    let names = store.list()?;
+    let is_it = |l: &Listed| matches!(l.header, Ok(h) if h == id);
+    Ok(names.into_iter().find(is_it).map(|l| l.name))
+}
+
+/// A snapshot that was just taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Taken {
+    #[serde(flatten)]
+    pub(crate) info: Info,
+    /// How long no request could begin.
+    pub(crate) held_us: f64,
+    /// From the asking to the commit.
+    pub(crate) seconds: f64,
+}
+
+impl Taken {
+    pub(crate) fn new(
+        store: &Arc<Store>,
+        name: &SnapshotName,
+        header: &Header,
+        held: Duration,
+        all: Duration,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            info: Info::new(store, name, header)?,
+            held_us: held.as_secs_f64() * 1e6,
+            seconds: all.as_secs_f64(),
+        })
+    }
+}
+
+/// One layer that an image depends on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct LayerUse {
+    pub(crate) id: LayerId,
+    /// Blocks of the image that are in it.
+    pub(crate) blocks: u64,
+}
