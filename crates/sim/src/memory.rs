@@ -1,0 +1,116 @@
+//! [`MemoryFs`]: an in-memory file system that forgets what was not synced.
+//!
+//! One `MemoryFs` is one disk; it implements [`cowslip_block::files`] as a sparse POSIX file system
+//! would. It keeps what a running process sees apart from what a power cut leaves:
+//!
+//! | of     | seen by the process | durable   | between them                 |
+//! |--------|---------------------|-----------|------------------------------|
+//! | a file | `content::File` now | `durable` | changes, until a file's sync |
+//! | a name | `names::Names` now  | `durable` | changes, until a `Dir::sync` |
+//!
+//! ```text
+//! MemoryFs::root -> handles (Dir, File) -> disk: one lock, counts operations, knows the cut
+//!                                            -> content: one file's pages
+//!                                            -> names: all directories' entries
+//! ```
+//!
+//! Rules:
+//! 1. Every call that can change something, a sync and a lock too, is one operation, numbered from
+//!    0 in the order of arrival, whether it succeeds or not (one with arguments that no file can
+//!    have does not arrive).
+//! 2. With [`MemoryFs::cut_after`]`(n)`, operations below `n` happen. Operation `n` does not; it and
+//!    every later call of any kind fail with EIO.
+//! 3. [`MemoryFs::after_cut`] is the disk that the next boot finds; it does not touch this one, so
+//!    one cut can be looked at under many seeds.
+//! 4. Room is counted by pages of 4 KiB, of files that have a name or are open.
+//!
+//! Not here: permissions, times, links, torn pages; room for names.
+
+mod content;
+mod disk;
+mod handles;
+mod names;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cowslip_block::files::Dir;
+
+use disk::Disk;
+
+/// The unit of room, and of what a cut keeps or loses.
+pub const PAGE_BYTES: usize = 4096;
+
+/// What a cut does to what was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forget {
+    /// All of it is lost.
+    Unsynced,
+    /// Nothing is lost: the process was killed, the machine goes on. What was not synced is
+    /// still not synced, and a later cut may lose it.
+    Nothing,
+    /// The seed decides:
+    /// - each write and each punch, page by page, is kept or lost on its own, a later one also
+    ///   without an earlier one of the same page;
+    /// - changes of a file's length are kept up to some point, in order;
+    /// - so are the changes of a directory's names; a rename between two directories happens in
+    ///   both or in neither.
+    Some(u64),
+}
+
+/// One disk in memory. A clone is the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryFs(Arc<Mutex<Disk>>);
+
+impl MemoryFs {
+    /// An empty disk without end.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty disk with room for so many bytes, in whole pages.
+    pub fn with_capacity(bytes: u64) -> Self {
+        let fs = Self::new();
+        fs.disk().capacity = Some(bytes / PAGE_BYTES as u64);
+        fs
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Arc<dyn Dir> {
+        handles::root(self.clone())
+    }
+
+    /// How many operations there were.
+    pub fn operations(&self) -> u64 {
+        self.disk().operations
+    }
+
+    /// The power goes off at operation `n` (rule 2). A number that has passed already cuts at
+    /// the next operation.
+    pub fn cut_after(&self, n: u64) {
+        self.disk().cut_at = Some(n);
+    }
+
+    /// Is the power off?
+    pub fn is_cut(&self) -> bool {
+        self.disk().off
+    }
+
+    /// The room in use, in bytes.
+    pub fn used_bytes(&self) -> u64 {
+        self.disk().used_pages() * PAGE_BYTES as u64
+    }
+
+    /// The disk as the next boot finds it: nothing open, no lock held, operations from 0.
+    pub fn after_cut(&self, forget: Forget) -> Self {
+        let disk = self.disk().after_cut(forget);
+        Self(Arc::new(Mutex::new(disk)))
+    }
+
+    /// The one lock. Nothing that holds it can panic halfway through a change that matters.
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;
