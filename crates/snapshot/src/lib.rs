@@ -4,5 +4,32 @@
 //! seal:  diff -> layer object -> header object -> snapshot name (the commit point, last)
 //! read:  snapshot name -> header -> runs of (layer, block) -> frames
 //! ```
+//!
+//! Read in this order: [`limits`], [`layer`], [`header`], [`store`], [`image`]. The bytes are
+//! described in `docs/format.md`.
 
+pub mod error;
+pub mod export;
+pub mod header;
 pub mod host;
+pub mod ids;
+pub mod image;
+pub mod import;
+pub mod layer;
+pub mod limits;
+pub mod store;
+pub mod verify;
+
+/// What headers say that they were made by.
+pub const MADE_BY: &str = concat!("cowslip ", env!("CARGO_PKG_VERSION"));
+
+mod codec;
+mod pending;
+mod record;
+
+pub use error::{ObjectError, StoreError};
+pub use header::{DiffFigures, Header, HeaderMeta, HeaderSpec, MapRun, Target};
+pub use ids::{HeaderId, LayerId, SnapshotName};
+pub use image::Image;
+pub use layer::{Layer, LayerSummary, LayerWriter};
+pub use store::{Caches, Listed, Store, StoredBytes};

@@ -1,0 +1,120 @@
+//! [`Nodes`]: where nodes of maps come from: the store's header objects, through a cache.
+//!
+//! The cache is keyed by the node's hash, so headers that share a node share it in memory as well.
+//! Invariant 7: a node's bytes are checked against the hash in its pointer before they get in.
+//! Two callers that miss the same node read it once; a failure is not remembered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cowslip_block::files::{Access, Dir, File};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::codec::Hash;
+use crate::error::{ObjectError, StoreError};
+use crate::header::node::{Node, NodePtr};
+use crate::ids::HeaderId;
+use crate::limits::NODE_BYTES_MAX;
+
+/// Header objects that are kept open. A chain may be thousands deep: the rest is reopened.
+const OPEN_HEADERS_MAX: usize = 64;
+
+#[derive(Clone, Debug)]
+struct NodeWeight;
+
+impl Weighter<Hash, Arc<Node>> for NodeWeight {
+    fn weight(&self, _: &Hash, node: &Arc<Node>) -> u64 {
+        node.weight()
+    }
+}
+
+/// Reads nodes. One for each store.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    headers: Arc<dyn Dir>,
+    open: Cache<HeaderId, Arc<dyn File>>,
+    cache: Cache<Hash, Arc<Node>, NodeWeight>,
+    reads: AtomicU64,
+}
+
+impl Nodes {
+    /// Nodes from the directory `headers`, with a cache of so many bytes.
+    pub(crate) fn new(headers: Arc<dyn Dir>, cache_bytes: u64) -> Self {
+        let estimate = usize::try_from(cache_bytes / 2048).unwrap_or(usize::MAX);
+        Self {
+            headers,
+            open: Cache::new(OPEN_HEADERS_MAX),
+            cache: Cache::with_weighter(estimate.max(16), cache_bytes, NodeWeight),
+            reads: AtomicU64::new(0),
+        }
+    }
+
+    /// The node, whose level must be `level`.
+    pub(crate) fn get(&self, ptr: &NodePtr, level: u8) -> Result<Arc<Node>, StoreError> {
+        let read = || self.read(ptr).map(Arc::new);
+        let node = self.cache.get_or_insert_with(&ptr.hash, read)?;
+        check_level(&node, ptr, level)?;
+        Ok(node)
+    }
+
+    /// The same from the stored bytes, whatever is cached.
+    pub(crate) fn get_stored(&self, ptr: &NodePtr, level: u8) -> Result<Node, StoreError> {
+        let node = self.read(ptr)?;
+        check_level(&node, ptr, level)?;
+        Ok(node)
+    }
+
+    /// How many nodes have been read from the store, not from the cache.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Opens a header object, or finds it open.
+    pub(crate) fn file(&self, id: HeaderId) -> Result<Arc<dyn File>, StoreError> {
+        let open = || {
+            self.headers
+                .open(&id.to_string(), Access::Read)
+                .map_err(|e| ObjectError::from(e).of(object_name(id)))
+        };
+        self.open.get_or_insert_with(&id, open)
+    }
+
+    fn read(&self, ptr: &NodePtr) -> Result<Node, StoreError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let file = self.file(ptr.header)?;
+        let mut bytes = vec![0; ptr.len.min(NODE_BYTES_MAX) as usize];
+        let found = file.read_at(&mut bytes, ptr.offset).map_err(Into::into);
+        found
+            .and_then(|()| decode(&bytes, ptr))
+            .map_err(|e| e.of(object_name(ptr.header)))
+    }
+}
+
+/// A node's bytes, checked against its pointer.
+pub(crate) fn decode(bytes: &[u8], ptr: &NodePtr) -> Result<Node, ObjectError> {
+    if Hash::of(bytes) != ptr.hash {
+        let why = "the node's bytes do not have the hash that its parent gives";
+        return Err(ObjectError::damaged(format!("byte {}", ptr.offset), why));
+    }
+    Node::decode(bytes, ptr.offset)
+}
+
+/// Levels fall by one at each step down: no pointer leads in a circle, and no walk is deeper than
+/// the map is high.
+pub(crate) fn check_level(node: &Node, ptr: &NodePtr, level: u8) -> Result<(), StoreError> {
+    if node.level() == level {
+        return Ok(());
+    }
+    let why = format!(
+        "a node of level {} stands where {level} is due",
+        node.level()
+    );
+    let damaged = ObjectError::damaged(format!("byte {}", ptr.offset), why);
+    Err(damaged.of(object_name(ptr.header)))
+}
+
+/// A header object's path in the store.
+pub(crate) fn object_name(id: HeaderId) -> String {
+    format!("headers/{id}")
+}

@@ -1,0 +1,130 @@
+//! Names of stored things: [`LayerId`], [`HeaderId`], [`SnapshotName`].
+//!
+//! Ids are made by the host and never reused. A snapshot's name is a file name and is typed by
+//! people: its rule is enforced by the only way to make one, [`SnapshotName::from_str`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::limits::SNAPSHOT_NAME_BYTES_MAX;
+
+/// Which layer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LayerId(pub Uuid);
+
+/// Which header.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HeaderId(pub Uuid);
+
+impl LayerId {
+    /// The layer that reads as zeros. It has no object in the store.
+    pub const NIL: Self = Self(Uuid::nil());
+
+    /// Does it read as zeros?
+    pub fn is_nil(self) -> bool {
+        self == Self::NIL
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "layer {}", self.0)
+    }
+}
+
+impl fmt::Display for HeaderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for HeaderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "header {}", self.0)
+    }
+}
+
+/// A snapshot's name: 1 to 128 of `A-Z a-z 0-9 . _ -`, the first a letter or a digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
+
+/// The text is no snapshot name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} cannot name a snapshot: a name is 1 to {max} of A-Z a-z 0-9 . _ - and begins with a letter or a digit",
+    max = SNAPSHOT_NAME_BYTES_MAX
+)]
+pub struct BadSnapshotName(String);
+
+impl SnapshotName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = BadSnapshotName;
+
+    fn from_str(text: &str) -> Result<Self, BadSnapshotName> {
+        let first_ok = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let rest_ok = text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !first_ok || !rest_ok || text.len() > SNAPSHOT_NAME_BYTES_MAX {
+            // A message is for people: of a very long text they need the start only.
+            return Err(BadSnapshotName(text.chars().take(200).collect()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = BadSnapshotName;
+
+    fn try_from(text: String) -> Result<Self, BadSnapshotName> {
+        text.parse()
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_file_names_and_nothing_else() {
+        let longest = "x".repeat(SNAPSHOT_NAME_BYTES_MAX);
+        for good in ["a", "0", "ubuntu-24.04_base", "A..b", &longest] {
+            assert_eq!(good.parse::<SnapshotName>().unwrap().as_str(), good);
+        }
+        let too_long = format!("{longest}x");
+        for bad in [
+            "", ".", "..", "-a", "_a", "a/b", "a b", "ä", "a\0", "a\n", &too_long,
+        ] {
+            let why = bad.parse::<SnapshotName>().unwrap_err().to_string();
+            assert!(why.contains("1 to 128"), "{why}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The last 64 bytes of a layer object.
+//!
+//! Version, checksum and magic come last, so that a later version may make the rest longer and
+//! still be told apart from damage.
+
+use cowslip_block::{BlockCount, BlockSize};
+
+use crate::codec::Reader;
+use crate::error::ObjectError;
+use crate::ids::LayerId;
+use crate::layer::index::ENTRY_BYTES;
+use crate::limits::{FRAME_BYTES, LAYER_FRAMES_MAX};
+
+const MAGIC: [u8; 8] = *b"cowslipL";
+const VERSION: u32 = 1;
+pub(super) const FOOTER_BYTES: usize = 64;
+/// Where the tail of every version begins: version, checksum, magic.
+const TAIL_AT: usize = FOOTER_BYTES - 16;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Footer {
+    pub(super) id: LayerId,
+    pub(super) blocks: BlockCount,
+    pub(super) block_size: BlockSize,
+    pub(super) index_at: u64,
+    pub(super) index_crc: u32,
+}
+
+/// How many blocks of a size go into one frame.
+pub(super) fn blocks_per_frame(block_size: BlockSize) -> u32 {
+    (FRAME_BYTES / block_size.bytes()).max(1)
+}
+
+impl Footer {
+    pub(super) fn blocks_per_frame(&self) -> u32 {
+        blocks_per_frame(self.block_size)
+    }
+
+    pub(super) fn frames(&self) -> u64 {
+        let per_frame = u64::from(self.blocks_per_frame());
+        self.blocks.0.div_ceil(per_frame)
+    }
+
+    /// How many bytes a frame decodes to, if there is that frame.
+    pub(super) fn frame_bytes(&self, frame: u64) -> Option<usize> {
+        let per_frame = u64::from(self.blocks_per_frame());
+        let before = frame.checked_mul(per_frame)?;
+        let blocks = self.blocks.0.checked_sub(before)?.min(per_frame);
+        let bytes = usize::try_from(self.block_size.bytes_in(BlockCount(blocks))).ok()?;
+        (bytes > 0).then_some(bytes)
+    }
+
+    pub(super) fn encode(&self) -> [u8; FOOTER_BYTES] {
+        let mut out = Vec::with_capacity(FOOTER_BYTES);
+        out.extend(self.id.0.as_bytes());
+        out.extend(self.blocks.0.to_le_bytes());
+        out.extend(self.block_size.bytes().to_le_bytes());
+        out.extend(self.blocks_per_frame().to_le_bytes());
+        out.extend(self.index_at.to_le_bytes());
+        out.extend(self.index_crc.to_le_bytes());
+        out.extend([0; 4]);
+        out.extend(VERSION.to_le_bytes());
+        out.extend(crc32c::crc32c(&out).to_le_bytes());
+        out.extend(MAGIC);
+        out.try_into().expect("the fields above are 64 bytes")
+    }
+
+    /// Checks all that the footer says, against itself and against the object's length.
+    pub(super) fn decode(
+        bytes: &[u8; FOOTER_BYTES],
+        object_bytes: u64,
+    ) -> Result<Self, ObjectError> {
+        let at = object_bytes.saturating_sub(FOOTER_BYTES as u64);
+        let mut tail = Reader::new(&bytes[TAIL_AT..], at + TAIL_AT as u64);
+        let (version, crc, magic) = (tail.u32()?, tail.u32()?, tail.take::<8>()?);
+        if magic != MAGIC {
+            return Err(tail.refuse("it does not end as a layer does"));
+        }
+        if version != VERSION {
+            let (found, known) = (version, VERSION);
+            return Err(ObjectError::Version { found, known });
+        }
+        if crc != crc32c::crc32c(&bytes[..TAIL_AT + 4]) {
+            return Err(tail.refuse("the footer's checksum does not match"));
+        }
+        let mut fields = Reader::new(&bytes[..TAIL_AT], at);
+        let footer = Self::fields(&mut fields)?;
+        let index_bytes = footer.frames() * ENTRY_BYTES as u64;
+        if footer.index_at.checked_add(index_bytes) != Some(at) {
+            return Err(fields.refuse("the index does not lie between frames and footer"));
+        }
+        Ok(footer)
+    }
+
+    fn fields(fields: &mut Reader<'_>) -> Result<Self, ObjectError> {
+        let id = LayerId(fields.uuid()?);
+        if id.is_nil() {
+            return Err(fields.refuse("the nil layer has no object"));
+        }
+        let blocks = BlockCount(fields.u64()?);
+        let Some(block_size) = BlockSize::new(fields.u32()?) else {
+            return Err(fields.refuse("this is no block size"));
+        };
+        if fields.u32()? != blocks_per_frame(block_size) {
+            return Err(fields.refuse("frames are not cut as this block size wants it"));
+        }
+        let footer = Self {
+            id,
+            blocks,
+            block_size,
+            index_at: fields.u64()?,
+            index_crc: fields.u32()?,
+        };
+        if footer.frames() == 0 || footer.frames() > LAYER_FRAMES_MAX {
+            return Err(fields.refuse(format!("{} frames in one layer", footer.frames())));
+        }
+        if fields.u32()? != 0 {
+            return Err(fields.refuse("reserved bytes are set"));
+        }
+        Ok(footer)
+    }
+}

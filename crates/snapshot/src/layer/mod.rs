@@ -1,0 +1,28 @@
+//! The layer object: packed blocks, immutable, read one frame at a time.
+//!
+//! ```text
+//! frame 0 | frame 1 | ... | index: 8 bytes a frame | footer: 64 bytes
+//! ```
+//!
+//! Frames are cut by block count: block n is in frame n / blocks-per-frame, and only the last
+//! frame may be shorter. `docs/format.md` has it byte by byte.
+//!
+//! Invariants:
+//! - 7: a frame's stored bytes are under a CRC-32C in the index, the index under one in the
+//!   footer, the footer under its own. Each is checked when it is first read.
+//! - 8: the limits of [`crate::limits`] hold for writer and reader.
+//! - The footer holds the layer's id, so that an object under a wrong name is noticed.
+//! - A frame never decodes to more, or less, than the footer says it holds.
+//!
+//! Left out: which block of a device a block of a layer is (the header's business), and caching
+//! ([`crate::store::Store`]).
+
+mod footer;
+mod frame;
+mod index;
+mod reader;
+mod writer;
+
+pub use reader::Layer;
+pub(crate) use reader::blocks_per_frame;
+pub use writer::{LayerSummary, LayerWriter};

@@ -1,0 +1,423 @@
+//! [`Store`]: where layers, headers and snapshots live. A directory of ours.
+//!
+//! ```text
+//! store              the marker: this is a store, of this version
+//! layers/<uuid>      layer objects       headers/<uuid>    header objects
+//! snapshots/<name>   records: name -> header               tmp/   what is being written
+//! ```
+//!
+//! Invariants:
+//! - 6: an object is synced, named, and its directory synced, before anything mentions it. A name
+//!   is committed last.
+//! - 7: a record holds the hash of its header's metadata, which holds the hash of the root node:
+//!   from a name on, everything is verified.
+//! - Objects are immutable. Only names change, each in one step.
+//!
+//! Leftovers in `tmp/` belong to crashed writers, or to live ones: nobody here touches them.
+//! Left out: which objects are still needed.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use cowslip_block::BlockSize;
+use cowslip_block::files::{Access, Dir};
+use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
+
+use crate::error::{ObjectError, StoreError};
+use crate::header::{self, Header, HeaderSpec, Nodes, UncheckedHeader, object_name};
+use crate::host::Host;
+use crate::ids::{HeaderId, LayerId, SnapshotName};
+use crate::layer::{Layer, LayerWriter};
+use crate::pending::Pending;
+use crate::record::{self, Record};
+
+const MARKER: &str = "store";
+const LAYERS: &str = "layers";
+const HEADERS: &str = "headers";
+const SNAPSHOTS: &str = "snapshots";
+const TMP: &str = "tmp";
+
+/// Open layers, by the memory of their indexes: each counts for its index and this much, so that
+/// at most 256 are open. One with the largest index fits.
+const OPEN_LAYERS_BYTES: u64 = 512 << 20;
+const OPEN_LAYER_BYTES: u64 = 2 << 20;
+
+/// How much memory the caches of a store may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Caches {
+    /// Decoded frames of layers, shared by all images.
+    pub frame_bytes: u64,
+    /// Decoded nodes of maps, shared by all headers.
+    pub node_bytes: u64,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self {
+            frame_bytes: 256 << 20,
+            node_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What one snapshot added to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredBytes {
+    /// Its layer object.
+    pub payload: u64,
+    /// Its header object.
+    pub header: u64,
+}
+
+impl StoredBytes {
+    /// Both.
+    pub fn total(self) -> u64 {
+        self.payload.saturating_add(self.header)
+    }
+}
+
+/// A snapshot in a list.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its name.
+    pub name: SnapshotName,
+    /// What it stands for, or why that cannot be said.
+    pub header: Result<HeaderId, StoreError>,
+}
+
+#[derive(Clone)]
+struct LayerWeight;
+
+impl Weighter<LayerId, Arc<Layer>> for LayerWeight {
+    fn weight(&self, _: &LayerId, layer: &Arc<Layer>) -> u64 {
+        layer.weight() + OPEN_LAYER_BYTES
+    }
+}
+
+#[derive(Clone)]
+struct FrameWeight;
+
+impl Weighter<(LayerId, u64), Arc<[u8]>> for FrameWeight {
+    fn weight(&self, _: &(LayerId, u64), frame: &Arc<[u8]>) -> u64 {
+        frame.len() as u64 + 128
+    }
+}
+
+/// A store, open. Everything may be called from any thread.
+pub struct Store {
+    host: Arc<dyn Host>,
+    layers: Arc<dyn Dir>,
+    headers: Arc<dyn Dir>,
+    snapshots: Arc<dyn Dir>,
+    tmp: Arc<dyn Dir>,
+    nodes: Arc<Nodes>,
+    open_layers: Cache<LayerId, Arc<Layer>, LayerWeight>,
+    frames: Cache<(LayerId, u64), Arc<[u8]>, FrameWeight>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("snapshots", &self.snapshots)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store in `dir`.
+    ///
+    /// # Errors
+    /// `NotAStore` with a hint, `Version`, `Corrupt` for a damaged marker, `Io`.
+    pub fn open(dir: &dyn Dir, host: Arc<dyn Host>, caches: Caches) -> Result<Self, StoreError> {
+        let marker = dir.open(MARKER, Access::Read).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => StoreError::NotAStore {
+                why: "it has no file `store`; a first import makes one".to_owned(),
+            },
+            _ => StoreError::io("opening the file `store`", e),
+        })?;
+        record::check_marker(marker.as_ref()).map_err(|e| e.of(MARKER))?;
+        let open_dir = |name: &str| {
+            dir.open_dir(name)
+                .map_err(|e| ObjectError::from(e).of(format!("{name}/")))
+        };
+        let headers = open_dir(HEADERS)?;
+        Ok(Self {
+            host,
+            layers: open_dir(LAYERS)?,
+            nodes: Arc::new(Nodes::new(Arc::clone(&headers), caches.node_bytes)),
+            headers,
+            snapshots: open_dir(SNAPSHOTS)?,
+            tmp: open_dir(TMP)?,
+            open_layers: open_layers_cache(),
+            frames: frames_cache(caches.frame_bytes),
+        })
+    }
+
+    /// The same; an empty directory becomes a store first.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; `NotAStore` for a directory that holds other things.
+    pub fn open_or_create(
+        dir: &dyn Dir,
+        host: Arc<dyn Host>,
+        caches: Caches,
+    ) -> Result<Self, StoreError> {
+        let failed = |e| StoreError::io("making a store", e);
+        let names = dir.list().map_err(failed)?;
+        if !names.iter().any(|name| name == MARKER) {
+            let ours = [LAYERS, HEADERS, SNAPSHOTS, TMP];
+            if let Some(other) = names.iter().find(|n| !ours.contains(&n.as_str())) {
+                let why = format!("it holds {other:?}; a new store wants an empty directory");
+                return Err(StoreError::NotAStore { why });
+            }
+            for name in ours {
+                match dir.create_dir(name) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                    _ => {}
+                }
+            }
+            dir.sync().map_err(failed)?;
+            let mut marker = Pending::create(&dir.open_dir(TMP).map_err(failed)?, host.new_uuid())?;
+            marker.append(&record::encode_marker())?;
+            // Whoever was faster wrote the same.
+            marker.commit_over(dir, MARKER)?;
+        }
+        Self::open(dir, host, caches)
+    }
+
+    /// The machine below.
+    pub fn host(&self) -> &Arc<dyn Host> {
+        &self.host
+    }
+
+    /// Begins a layer.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn layer_writer(&self, block_size: BlockSize) -> Result<LayerWriter, StoreError> {
+        let id = LayerId(self.host.new_uuid());
+        LayerWriter::new(self.pending()?, Arc::clone(&self.layers), id, block_size)
+    }
+
+    /// Opens a layer, or finds it open.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is damaged or not there, `Version`, `Io`.
+    pub fn open_layer(&self, id: LayerId) -> Result<Arc<Layer>, StoreError> {
+        let open = || self.open_layer_stored(id).map(Arc::new);
+        self.open_layers.get_or_insert_with(&id, open)
+    }
+
+    /// Opens a layer from its stored bytes, whatever is cached.
+    pub(crate) fn open_layer_stored(&self, id: LayerId) -> Result<Layer, StoreError> {
+        let file = self.layers.open(&id.to_string(), Access::Read);
+        file.map_err(ObjectError::from)
+            .and_then(|file| Layer::open(file, id))
+            .map_err(|e| e.of(layer_name(id)))
+    }
+
+    /// One decoded frame, through the cache. Two callers that miss the same frame read it once.
+    pub(crate) fn frame(
+        &self,
+        id: LayerId,
+        frame: u64,
+        block_size: BlockSize,
+    ) -> Result<Arc<[u8]>, StoreError> {
+        self.frames.get_or_insert_with(&(id, frame), || {
+            let layer = self.open_layer(id)?;
+            if layer.block_size() != block_size {
+                let why = "its blocks are not of the image's size";
+                return Err(ObjectError::damaged("the footer", why).of(layer_name(id)));
+            }
+            layer.read_frame(frame).map_err(|e| e.of(layer_name(id)))
+        })
+    }
+
+    /// Builds a header and stores it, durably. Its layer must be finished.
+    ///
+    /// # Errors
+    /// `Invalid` for a spec that makes no sense, `Limit`, `Corrupt` where the parent's map is
+    /// damaged, `NoSpace`, `Io`.
+    pub fn put_header(&self, spec: &HeaderSpec<'_>) -> Result<Arc<Header>, StoreError> {
+        self.put_header_as(HeaderId(self.host.new_uuid()), spec)
+    }
+
+    /// The same, under an id that was promised before. An object that has it already is what an
+    /// earlier try left: it is replaced, so no name may point at it.
+    ///
+    /// # Errors
+    /// As [`Store::put_header`].
+    pub fn put_header_as(
+        &self,
+        id: HeaderId,
+        spec: &HeaderSpec<'_>,
+    ) -> Result<Arc<Header>, StoreError> {
+        if spec
+            .parent
+            .is_some_and(|p| !Arc::ptr_eq(p.nodes(), &self.nodes))
+        {
+            let why = "the parent is a header of another store".to_owned();
+            return Err(StoreError::Invalid(why));
+        }
+        let object = header::encode(spec, id, self.host.now_unix_ms(), &self.nodes)?;
+        let mut pending = self.pending()?;
+        pending.append(&object)?;
+        pending.commit_over(self.headers.as_ref(), &id.to_string())?;
+        self.open_header(id)
+    }
+
+    /// Opens a header: one read, whatever the image's size.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is damaged or not there, `Version`, `Io`.
+    pub fn open_header(&self, id: HeaderId) -> Result<Arc<Header>, StoreError> {
+        let file = self.nodes.file(id)?;
+        UncheckedHeader::read(file.as_ref(), id, Arc::clone(&self.nodes))
+            .and_then(UncheckedHeader::check)
+            .map(Arc::new)
+            .map_err(|e| e.of(object_name(id)))
+    }
+
+    /// Gives a header a name: the commit point of a snapshot.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the name is taken and `replace` is not wanted; `NoSpace`, `Io`.
+    pub fn commit(
+        &self,
+        name: &SnapshotName,
+        header: &Header,
+        replace: bool,
+    ) -> Result<(), StoreError> {
+        let record = Record {
+            header: header.id(),
+            object_bytes: header.object_bytes(),
+            tail_hash: header.tail_hash(),
+        };
+        let mut pending = self.pending()?;
+        pending.append(&record.encode())?;
+        if replace {
+            pending.commit_over(self.snapshots.as_ref(), name.as_str())
+        } else {
+            pending.commit_new(self.snapshots.as_ref(), name.as_str())
+        }
+    }
+
+    /// The header that a name stands for.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` where record or header are damaged, `Version`, `Io`.
+    pub fn resolve(&self, name: &SnapshotName) -> Result<Arc<Header>, StoreError> {
+        let record = self.record(name)?;
+        let header = self.open_header(record.header)?;
+        if header.object_bytes() != record.object_bytes || header.tail_hash() != record.tail_hash {
+            let why = "the header is not the one that was committed under this name";
+            return Err(ObjectError::damaged("the metadata", why).of(object_name(record.header)));
+        }
+        Ok(header)
+    }
+
+    /// Is there a snapshot of this name, damaged or not?
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn has(&self, name: &SnapshotName) -> Result<bool, StoreError> {
+        match self.snapshots.open(name.as_str(), Access::Read) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(StoreError::io(format!("looking for {name}"), e)),
+        }
+    }
+
+    /// All names, in order, and what each stands for. A damaged record is an error of its own, not
+    /// of the list. Files that cannot be snapshots are left out.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let names = self.snapshots.list();
+        let names = names.map_err(|e| StoreError::io("listing snapshots/", e))?;
+        let mut names: Vec<SnapshotName> = names.iter().filter_map(|n| n.parse().ok()).collect();
+        names.sort();
+        Ok(names
+            .into_iter()
+            .map(|name| {
+                let header = self.record(&name).map(|record| record.header);
+                Listed { name, header }
+            })
+            // Removed since the directory was read.
+            .filter(|listed| !matches!(listed.header, Err(StoreError::NotFound { .. })))
+            .collect())
+    }
+
+    /// Removes a name, durably. What it stood for stays until nothing needs it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn remove(&self, name: &SnapshotName) -> Result<(), StoreError> {
+        let removed = self.snapshots.remove(name.as_str());
+        removed.map_err(|e| absent_or_io(name, "removing", e))?;
+        let synced = self.snapshots.sync();
+        synced.map_err(|e| StoreError::io("syncing snapshots/", e))
+    }
+
+    /// What the snapshot added to the store.
+    pub fn stored_bytes(&self, header: &Header) -> StoredBytes {
+        StoredBytes {
+            payload: header.meta().payload_bytes,
+            header: header.object_bytes(),
+        }
+    }
+
+    /// How many nodes of maps have been read from files since the store was opened.
+    pub fn node_reads(&self) -> u64 {
+        self.nodes.reads()
+    }
+
+    fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {
+        let file = self.snapshots.open(name.as_str(), Access::Read);
+        let file = file.map_err(|e| absent_or_io(name, "opening", e))?;
+        Record::read(file.as_ref()).map_err(|e| e.of(format!("snapshots/{name}")))
+    }
+
+    fn pending(&self) -> Result<Pending, StoreError> {
+        Pending::create(&self.tmp, self.host.new_uuid())
+    }
+}
+
+/// A layer object's path in the store.
+pub(crate) fn layer_name(id: LayerId) -> String {
+    format!("{LAYERS}/{id}")
+}
+
+fn absent_or_io(name: &SnapshotName, what: &str, error: io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::NotFound => StoreError::NotFound {
+            name: name.to_string(),
+        },
+        _ => StoreError::io(format!("{what} snapshots/{name}"), error),
+    }
+}
+
+/// One shard: a layer with the largest index must fit, and opening is rare.
+fn open_layers_cache() -> Cache<LayerId, Arc<Layer>, LayerWeight> {
+    let options = OptionsBuilder::new()
+        .shards(1)
+        .estimated_items_capacity(256)
+        .weight_capacity(OPEN_LAYERS_BYTES)
+        .build()
+        .expect("all that is needed is given");
+    Cache::with_options(
+        options,
+        LayerWeight,
+        quick_cache::DefaultHashBuilder::default(),
+        quick_cache::sync::DefaultLifecycle::default(),
+    )
+}
+
+fn frames_cache(bytes: u64) -> Cache<(LayerId, u64), Arc<[u8]>, FrameWeight> {
+    let frames = bytes / u64::from(crate::limits::FRAME_BYTES);
+    let estimate = usize::try_from(frames).unwrap_or(usize::MAX).max(1);
+    Cache::with_weighter(estimate, bytes, FrameWeight)
+}

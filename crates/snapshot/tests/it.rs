@@ -1,0 +1,15 @@
+//! The crate from outside: one binary, a module a subject.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "it/golden.rs"]
+mod golden;
+#[path = "it/header.rs"]
+mod header;
+#[path = "it/image.rs"]
+mod image;
+#[path = "it/layer.rs"]
+mod layer;
+#[path = "it/rig.rs"]
+mod rig;
+#[path = "it/store.rs"]
+mod store;

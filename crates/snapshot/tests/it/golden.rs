@@ -1,0 +1,188 @@
+//! The stored format does not change by accident, and `docs/format.md` is enough to read it.
+//!
+//! `tests/golden/v1` is a store that version 1 wrote. It must be readable for ever, and as long as
+//! version 1 is written it must come out byte for byte. (A new zstd may pack the same payload
+//! otherwise: then only [`GOLDEN`]'s frames may differ, and it is written again.)
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use cowslip_block::files::{Dir, RealDir};
+use cowslip_block::{BlockSize, ByteOffset, Device};
+use cowslip_snapshot::export::export;
+use cowslip_snapshot::verify::verify;
+use cowslip_snapshot::{HeaderSpec, Image, Store, Target};
+
+use crate::rig::{CountingHost, Rig, SMALL, noise, run, spec, temp_dir};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1");
+const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reader.py");
+
+/// A template of 700 blocks and a bit, and a snapshot of it that is larger. Both kinds of frames,
+/// all kinds of slots, and nodes in both header objects. Returns the bytes of both.
+fn write_golden(store: &Store) -> [Vec<u8>; 2] {
+    let size = BlockSize::new(512).unwrap();
+    let mut template = vec![0; 700 * 512 + 100];
+    template[3 * 512..5 * 512].copy_from_slice(&noise(1, 1024));
+    for (i, block) in template[256 * 512..600 * 512].chunks_mut(512).enumerate() {
+        block.fill(u8::try_from(i / 10 + 1).unwrap());
+    }
+    template[700 * 512..].fill(b'!');
+    let mut writer = store.layer_writer(size).unwrap();
+    let long = writer.push(&template[256 * 512..600 * 512]).unwrap();
+    let short = writer.push(&template[3 * 512..5 * 512]).unwrap();
+    let mut last = template[700 * 512..].to_vec();
+    last.resize(512, 0);
+    let end = writer.push(&last).unwrap();
+    let layer = writer.finish().unwrap();
+    let to = |at| Target::Layer { id: layer.id, at };
+    let changes = [
+        run(3, 5, to(short)),
+        run(256, 600, to(long)),
+        run(700, 701, to(end)),
+    ];
+    let parent = store
+        .put_header(&HeaderSpec {
+            layer: Some(layer),
+            block_size: size,
+            made_by: "cowslip golden",
+            ..spec(None, template.len() as u64, &changes)
+        })
+        .unwrap();
+    store
+        .commit(&"template".parse().unwrap(), &parent, false)
+        .unwrap();
+
+    let mut child = template.clone();
+    child.resize(10_000 * 512 + 7, 0);
+    child[4 * 512..5 * 512].fill(b'4');
+    child[580 * 512..590 * 512].fill(0);
+    child[9999 * 512..10_000 * 512].copy_from_slice(&noise(2, 512));
+    let mut writer = store.layer_writer(size).unwrap();
+    writer.push(&child[9999 * 512..10_000 * 512]).unwrap();
+    writer.push(&child[4 * 512..5 * 512]).unwrap();
+    let layer = writer.finish().unwrap();
+    let to = |at| Target::Layer { id: layer.id, at };
+    let changes = [
+        run(4, 5, to(1)),
+        run(580, 590, Target::Zero),
+        run(9999, 10_000, to(0)),
+    ];
+    let snapshot = store
+        .put_header(&HeaderSpec {
+            layer: Some(layer),
+            block_size: size,
+            made_by: "cowslip golden",
+            ..spec(Some(&parent), child.len() as u64, &changes)
+        })
+        .unwrap();
+    store
+        .commit(&"snapshot-1".parse().unwrap(), &snapshot, false)
+        .unwrap();
+    [template, child]
+}
+
+fn files_below(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut dirs = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().to_owned();
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_golden_store_comes_out_byte_for_byte() {
+    let rig = Rig::new();
+    write_golden(&rig.store);
+    let got = files_below(rig.temp.path());
+    let want = files_below(Path::new(GOLDEN));
+    assert_eq!(
+        got.keys().collect::<Vec<_>>(),
+        want.keys().collect::<Vec<_>>()
+    );
+    for (name, bytes) in want {
+        assert!(
+            got[&name] == bytes,
+            "{} is written otherwise now",
+            name.display()
+        );
+    }
+}
+
+/// `cargo test -p cowslip-snapshot --test it -- --ignored write_the_golden_store`
+#[test]
+#[ignore = "writes tests/golden/v1: only for a new version of the format"]
+fn write_the_golden_store() {
+    let rig = Rig::new();
+    write_golden(&rig.store);
+    for (name, bytes) in files_below(rig.temp.path()) {
+        let path = Path::new(GOLDEN).join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn the_golden_store_is_read() {
+    let want = write_golden(&Rig::new().store);
+    // A copy: a checkout has no empty directories, and may be read-only.
+    let temp = temp_dir();
+    std::fs::create_dir(temp.path().join("tmp")).unwrap();
+    for (name, bytes) in files_below(Path::new(GOLDEN)) {
+        let path = temp.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let dir = RealDir::open(temp.path()).unwrap();
+    let store = Arc::new(Store::open(&dir, CountingHost::from(1000), SMALL).unwrap());
+    for (name, want) in ["template", "snapshot-1"].into_iter().zip(want) {
+        let header = store.resolve(&name.parse().unwrap()).unwrap();
+        let report = verify(&store, &header, &mut |_, _| ()).unwrap();
+        assert!(report.is_whole(), "{:?}", report.damage);
+        let image = Image::new(Arc::clone(&store), header);
+        let mut got = vec![0; want.len()];
+        <dyn Device>::read_at(&image, ByteOffset(0), &mut got).unwrap();
+        assert!(got == want, "{name}");
+    }
+}
+
+/// A second reader, in Python, written from `docs/format.md`.
+#[test]
+fn another_reader_agrees() {
+    let rig = Rig::new();
+    write_golden(&rig.store);
+    for name in ["template", "snapshot-1"] {
+        let theirs = rig.path("theirs.raw");
+        let python = Command::new("python3")
+            .arg(READER)
+            .args([rig.temp.path(), Path::new(name), &theirs])
+            .output();
+        let output = match python {
+            Ok(output) if output.status.code() == Some(77) => {
+                return eprintln!("skipped: no zstd for Python");
+            }
+            Err(error) => return eprintln!("skipped: no python3: {error}"),
+            Ok(output) => output,
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let header = rig.store.resolve(&name.parse().unwrap()).unwrap();
+        let dir = RealDir::open(rig.temp.path()).unwrap();
+        let ours = dir.create(&format!("{name}.raw")).unwrap();
+        let image = Image::new(Arc::clone(&rig.store), header);
+        export(&image, ours.as_ref(), &mut |_, _| ()).unwrap();
+        let ours = std::fs::read(rig.path(&format!("{name}.raw"))).unwrap();
+        assert!(ours == std::fs::read(&theirs).unwrap(), "{name}");
+    }
+}

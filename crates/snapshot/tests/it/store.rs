@@ -1,0 +1,150 @@
+//! The store: what is a store, and names.
+
+use std::sync::Barrier;
+
+use cowslip_block::files::RealDir;
+use cowslip_snapshot::{Caches, SnapshotName, Store, StoreError, Target};
+
+use crate::rig::{CountingHost, Rig, run, temp_dir};
+
+fn name(text: &str) -> SnapshotName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn what_is_no_store_is_not_opened() {
+    let temp = temp_dir();
+    let dir = RealDir::open(temp.path()).unwrap();
+    let host = CountingHost::from(1);
+    let caches = Caches::default();
+    let error = Store::open(&dir, host.clone(), caches).unwrap_err();
+    assert!(matches!(error, StoreError::NotAStore { .. }), "{error}");
+    std::fs::write(temp.path().join("holiday.jpg"), b"x").unwrap();
+    let error = Store::open_or_create(&dir, host.clone(), caches).unwrap_err();
+    assert!(error.to_string().contains("holiday.jpg"), "{error}");
+    std::fs::remove_file(temp.path().join("holiday.jpg")).unwrap();
+    // Half made: a crash on the way does not stand in the way.
+    std::fs::create_dir(temp.path().join("layers")).unwrap();
+    Store::open_or_create(&dir, host.clone(), caches).unwrap();
+    Store::open_or_create(&dir, host.clone(), caches).unwrap();
+    Store::open(&dir, host.clone(), caches).unwrap();
+    let marker = temp.path().join("store");
+    let mut bytes = std::fs::read(&marker).unwrap();
+    bytes[8] = 9;
+    std::fs::write(&marker, &bytes).unwrap();
+    let error = Store::open(&dir, host.clone(), caches).unwrap_err();
+    assert!(
+        matches!(error, StoreError::Version { found: 9, .. }),
+        "{error}"
+    );
+    bytes[0] = b'x';
+    std::fs::write(&marker, &bytes).unwrap();
+    assert!(matches!(
+        Store::open(&dir, host, caches),
+        Err(StoreError::Corrupt { .. })
+    ));
+}
+
+#[test]
+fn names_are_given_once_unless_replaced() {
+    let rig = Rig::new();
+    let (a, b) = (rig.put(None, 10, &[]), rig.put(None, 20, &[]));
+    let store = &rig.store;
+    assert!(matches!(
+        store.resolve(&name("n")),
+        Err(StoreError::NotFound { .. })
+    ));
+    store.commit(&name("n"), &a, false).unwrap();
+    let again = store.commit(&name("n"), &b, false);
+    assert!(
+        matches!(again, Err(StoreError::AlreadyExists { .. })),
+        "{again:?}"
+    );
+    assert_eq!(rig.reopened().resolve(&name("n")).unwrap().id(), a.id());
+    store.commit(&name("n"), &b, true).unwrap();
+    store.commit(&name("m"), &a, true).unwrap();
+    assert_eq!(rig.reopened().resolve(&name("n")).unwrap().id(), b.id());
+    assert!(rig.tmp_is_empty());
+    std::fs::write(rig.path("snapshots/.hidden"), b"").unwrap();
+    std::fs::write(rig.path("snapshots/torn"), b"cowslipN").unwrap();
+    let list = store.list().unwrap();
+    let names: Vec<_> = list.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!(names, ["m", "n", "torn"]);
+    assert_eq!(*list[0].header.as_ref().unwrap(), a.id());
+    assert!(matches!(list[2].header, Err(StoreError::Corrupt { .. })));
+    store.remove(&name("n")).unwrap();
+    assert!(matches!(
+        store.remove(&name("n")),
+        Err(StoreError::NotFound { .. })
+    ));
+    assert!(matches!(
+        store.resolve(&name("n")),
+        Err(StoreError::NotFound { .. })
+    ));
+}
+
+#[test]
+fn of_many_that_want_a_name_one_gets_it() {
+    let rig = Rig::new();
+    let headers: Vec<_> = (1..9).map(|i| rig.put(None, i, &[])).collect();
+    let start = Barrier::new(headers.len());
+    let won: Vec<bool> = std::thread::scope(|scope| {
+        let racers: Vec<_> = headers
+            .iter()
+            .map(|h| {
+                scope.spawn(|| {
+                    start.wait();
+                    rig.store.commit(&name("prize"), h, false).is_ok()
+                })
+            })
+            .collect();
+        racers.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    assert_eq!(won.iter().filter(|w| **w).count(), 1);
+    let winner = won.iter().position(|w| *w).unwrap();
+    assert_eq!(
+        rig.store.resolve(&name("prize")).unwrap().id(),
+        headers[winner].id()
+    );
+}
+
+#[test]
+fn any_damage_to_a_record_is_noticed() {
+    let rig = Rig::new();
+    let header = rig.put(None, 10, &[]);
+    rig.store.commit(&name("n"), &header, false).unwrap();
+    rig.for_each_damage("snapshots/n", |store, what| {
+        let error = store.resolve(&name("n")).expect_err(what);
+        let known = matches!(
+            error,
+            StoreError::Corrupt { .. } | StoreError::Version { .. } | StoreError::Io { .. }
+        );
+        assert!(known, "{what}: {error}");
+    });
+}
+
+#[test]
+fn a_name_stands_for_the_header_that_was_committed() {
+    let rig = Rig::new();
+    let a = rig.put(None, 10, &[]);
+    rig.store.commit(&name("n"), &a, false).unwrap();
+    // Another header of the same id: whole in itself, but not the one.
+    let other = Rig::new();
+    let b = other.put(
+        None,
+        10,
+        &[run(0, 1, Target::Zero), run(1, 2, crate::rig::to(1, 0))],
+    );
+    assert_eq!(a.id(), b.id(), "both rigs count alike");
+    let object = format!("headers/{}", a.id());
+    std::fs::copy(other.path(&object), rig.path(&object)).unwrap();
+    let store = rig.reopened();
+    store.open_header(a.id()).unwrap();
+    assert!(matches!(
+        store.resolve(&name("n")),
+        Err(StoreError::Corrupt { .. })
+    ));
+    std::fs::remove_file(rig.path(&object)).unwrap();
+    let error = rig.reopened().resolve(&name("n")).unwrap_err();
+    assert!(error.to_string().contains("not there"), "{error}");
+}
