@@ -9,7 +9,7 @@ use std::hint::black_box;
 use cowslip_block::zero::is_zero;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-const ZEROS: [u8; 65536] = [0; 65536];
+static ZEROS: [u8; 65536] = [0; 65536];
 
 fn sampled(bytes: &[u8], rest: impl Fn(&[u8]) -> bool) -> bool {
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {

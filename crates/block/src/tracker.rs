@@ -15,8 +15,15 @@
 //!   2^18 containers;
 //! - [`Clone`] is the export: two reference counts. A later write copies the path to what it
 //!   changes, never more;
-//! - after a large range was set, a single block inside it goes into a set that was empty; in a flat
-//!   bitmap it would split a run container, whose cost grows with every split.
+//! - after a large range was set, a single block inside it goes into a set that was empty; in a
+//!   flat bitmap it would split a run container, whose cost grows with every split.
+//!
+//! Figures of 2026-11-22 (an AMD EPYC, 2 cores, `cargo bench --bench tracker`), flat roaring
+//! bitmaps in brackets: a single block scattered over 4 GiB 59 ns (86), inside 128 MiB that were
+//! set before 59 ns (211), inside 64 TiB that were set before 0.6 us; 1M blocks 2.6 us (1.1); 2^34
+//! blocks 5 ns and the freeing of what was there (11 ms); a clone 8 ns, the first write after it
+//! 2.6 us; `get` 8 ns (50), `runs` over 8 mixed blocks 0.23 us. The worst single block takes a set
+//! of a leaf across 4096 members, back and forth between roaring's two forms: 3.6 us.
 //!
 //! Invariants:
 //! 1. A block has one state: in a leaf the sets are disjoint, the base's own set is empty.

@@ -4,9 +4,9 @@
 //! base is what the blocks were in when the leaf was split off, whichever state that is: one block
 //! that changes in a region of any state costs one entry in an empty set.
 //!
-//! Each set has at most one container, whose key is the leaf's place among the 2^16 leaves under one
-//! upper half of 64-bit block numbers. So a set holds the lower halves of block numbers as they
-//! are, and an export joins containers without rewriting them.
+//! Each set has at most one container, whose key is the leaf's place among the 2^16 leaves under
+//! one upper half of 64-bit block numbers. So a set holds the lower halves of block numbers as
+//! they are, and an export joins containers without rewriting them.
 //!
 //! Invariants:
 //! 1. The sets are disjoint; the base's own is empty.

@@ -9,8 +9,8 @@
 //! height 3    2       1       0
 //! ```
 //!
-//! Invariants: those of the tracker. A change copies what is shared with a clone, from the root down
-//! to what it changes (`Arc::make_mut`), and nothing else.
+//! Invariants: those of the tracker. A change copies what is shared with a clone, from the root
+//! down to what it changes (`Arc::make_mut`), and nothing else.
 
 use std::array;
 use std::sync::Arc;

@@ -288,7 +288,10 @@ proptest! {
 
     #[test]
     fn noise_decodes_to_an_error_or_a_tracker(
-        bytes in proptest::collection::vec(prop_oneof![0u8..4, Just(0x10), Just(0x20), any::<u8>()], 0..200),
+        bytes in proptest::collection::vec(
+            prop_oneof![0u8..4, Just(0x10), Just(0x20), any::<u8>()],
+            0..200,
+        ),
         blocks in prop_oneof![Just(100u64), Just(1 << 20), Just(1 << 34)],
     ) {
         if let Ok(tracker) = StateTracker::decode(&bytes, BlockCount(blocks), Untouched, &OTHERS) {
