@@ -127,7 +127,10 @@ pub(crate) fn duration(d: Duration) -> String {
 /// A table without lines; the columns in `right` are numbers.
 pub(crate) fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(head.iter().copied()).add_rows(rows);
+    table.load_style(presets::NOTHING).add_rows(rows);
+    if !head.is_empty() {
+        table.set_header(head.iter().copied());
+    }
     for column in right {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);

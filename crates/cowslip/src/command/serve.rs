@@ -98,7 +98,7 @@ impl Target {
             let name = args.name.clone().expect("clap wants a name or a session");
             let store_path = context.store_path()?;
             let store = open_store(&store_path, caches)?;
-            return Self::without_session(args, name, &store, store_path);
+            return Self::without_session(args, name, &store, &store_path);
         };
         let dir = RealDir::open_or_create(path).map_err(|e| Failure::file(path, &e))?;
         let dir = Arc::new(dir);
@@ -130,7 +130,7 @@ impl Target {
         args: &Serve,
         name: SnapshotName,
         store: &Arc<Store>,
-        store_path: PathBuf,
+        store_path: &Path,
     ) -> Result<Self, Failure> {
         let header = store.resolve(&name)?;
         if args.read_only && args.size.is_none() {
@@ -141,7 +141,7 @@ impl Target {
         let temporary = tempfile::Builder::new().prefix("cowslip-").tempdir().map_err(failed)?;
         let path = temporary.path().to_owned();
         let dir = Arc::new(RealDir::open(&path).map_err(failed)?);
-        let around = surroundings(&dir, store, &store_path)?;
+        let around = surroundings(&dir, store, store_path)?;
         let session = Session::create(around, &name, args.size.map(|s| s.0))?;
         Self::live(session, &dir, Arc::clone(store), path, Some(temporary))
     }
@@ -247,7 +247,7 @@ fn listen(
     }
     let mut places = Vec::new();
     for at in listeners(args, target)? {
-        let bound = server.listen(at).map_err(refused)?;
+        let bound = server.listen(at).map_err(|e| refused(&e))?;
         places.push(match bound {
             Bound::Unix(path) => {
                 format!("nbd+unix:///{}?socket={}", target.name, path.display())
@@ -302,7 +302,7 @@ fn tcp_address(args: &Serve, at: &str) -> Result<SocketAddr, Failure> {
     Ok(*first)
 }
 
-fn refused(error: ListenError) -> Failure {
+fn refused(error: &ListenError) -> Failure {
     let failure = Failure::new(Kind::Failed, error.to_string());
     match error {
         ListenError::InUse(_) => failure.hint("end that server, or take another path"),
