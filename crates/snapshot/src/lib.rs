@@ -17,6 +17,8 @@ pub mod image;
 pub mod import;
 pub mod layer;
 pub mod limits;
+pub mod seal;
+pub mod session;
 pub mod store;
 pub mod verify;
 

@@ -1,0 +1,225 @@
+//! Sealing: frozen caches become a layer and a header, and the header gets its name.
+//!
+//! ```text
+//! frozen caches -> what changed -> layer object -> header object -> snapshot name
+//! ```
+//!
+//! Invariant 6: each is durable before the next is begun; a crash leaves at worst an object that no
+//! name reaches. Invariant 1 of the overlay holds here because the caches are drained: nothing in
+//! them changes any more.
+//!
+//! What changed, block by block, where the newest cache that knows the block decides:
+//!
+//! | state there        | the parent has          | becomes                         |
+//! |--------------------|-------------------------|---------------------------------|
+//! | Untouched          | anything                | nothing: the parent's stays     |
+//! | Zero               | zeros                   | nothing                         |
+//! | Zero               | bytes                   | a zero run: no payload          |
+//! | Dirty              | the same bytes          | nothing, counted as `same`      |
+//! | Dirty              | other bytes, or zeros   | payload                         |
+
+use std::sync::Arc;
+
+use cowslip_block::cache::{BlockState, Cache};
+use cowslip_block::device::Device;
+use cowslip_block::{BlockRange, BlockSize, ByteRange, DeviceError};
+
+use crate::error::StoreError;
+use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Target};
+use crate::image::Image;
+use crate::layer::LayerWriter;
+use crate::session::SealRequest;
+use crate::MADE_BY;
+use crate::store::Store;
+
+/// Blocks that are read, compared and packed at a time.
+const BATCH_BLOCKS: u64 = 64;
+
+/// How far a seal has come, in blocks that the caches call Dirty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SealProgress {
+    /// Packed, or found to be the same.
+    pub done_blocks: u64,
+    /// All of them.
+    pub total_blocks: u64,
+}
+
+/// Why a seal did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A frozen cache, or the parent, could not be read.
+    #[error("reading what is to be sealed: {0}")]
+    Read(#[from] DeviceError),
+    /// The session ends; the seal is taken up again when it is opened the next time.
+    #[error("interrupted; it goes on when the session is served again")]
+    Interrupted,
+}
+
+/// Seals `caches` (newest first, drained) as a snapshot over `parent`.
+///
+/// `progress` is told after each batch, and ends the seal by answering false.
+///
+/// # Errors
+/// [`SealError`]; nothing that a name points at has changed then.
+pub fn seal(
+    store: &Arc<Store>,
+    parent: &Arc<Header>,
+    caches: &[Arc<Cache>],
+    size_bytes: u64,
+    request: &SealRequest,
+    progress: &mut dyn FnMut(SealProgress) -> bool,
+) -> Result<Arc<Header>, SealError> {
+    let block_size = parent.meta().block_size;
+    let mut diff = Diff {
+        block_size,
+        parent,
+        parent_image: Image::new(Arc::clone(store), Arc::clone(parent)),
+        dedup: request.dedup,
+        layer: None,
+        store,
+        changes: Vec::new(),
+        figures: DiffFigures::default(),
+        progress,
+        so_far: SealProgress {
+            done_blocks: 0,
+            total_blocks: caches.iter().map(|c| c.count(BlockState::Dirty).0).sum(),
+        },
+    };
+    let all = BlockRange::new(0, block_size.count_ceil(size_bytes).0);
+    diff.walk(caches, all)?;
+    let Diff { layer, changes, figures, .. } = diff;
+    let layer = layer.map(LayerWriter::finish).transpose()?;
+    let spec = HeaderSpec {
+        parent: Some(parent),
+        size_bytes,
+        block_size,
+        changes: &changes,
+        layer,
+        figures,
+        made_by: MADE_BY,
+    };
+    let header = store.put_header_as(request.header, &spec)?;
+    store.commit(&request.name, &header, request.replace)?;
+    Ok(header)
+}
+
+/// Was this very request committed already, by a run that ended before it could say so?
+///
+/// # Errors
+/// As [`Store::resolve`], except that a name that is not there is no error.
+pub fn committed(
+    store: &Arc<Store>,
+    request: &SealRequest,
+) -> Result<Option<Arc<Header>>, StoreError> {
+    match store.resolve(&request.name) {
+        Ok(header) => Ok(Some(header).filter(|h| h.id() == request.header)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        // Something else that is damaged has the name: it is not ours.
+        Err(_) if request.replace => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What changed, while it is being found.
+struct Diff<'a> {
+    block_size: BlockSize,
+    parent: &'a Arc<Header>,
+    parent_image: Image,
+    dedup: bool,
+    layer: Option<LayerWriter>,
+    store: &'a Arc<Store>,
+    changes: Vec<MapRun>,
+    figures: DiffFigures,
+    progress: &'a mut dyn FnMut(SealProgress) -> bool,
+    so_far: SealProgress,
+}
+
+impl Diff<'_> {
+    /// Goes over the blocks in order, each answered by the newest cache that knows it.
+    fn walk(&mut self, caches: &[Arc<Cache>], blocks: BlockRange) -> Result<(), SealError> {
+        let Some((newest, older)) = caches.split_first() else { return Ok(()) };
+        for (run, state) in newest.export().runs(blocks) {
+            match state {
+                BlockState::Untouched => self.walk(older, run)?,
+                BlockState::Dirty => self.dirty(newest, run)?,
+                BlockState::ZeroHeld | BlockState::Zero => self.zero(run)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, blocks: BlockRange) -> Result<(), SealError> {
+        let known = self.parent.blocks().intersect(blocks);
+        // Growth past the parent is zero anyhow.
+        if known.is_empty() {
+            return Ok(());
+        }
+        for run in self.parent.runs(known)? {
+            if run.to != Target::Zero {
+                self.figures.zero_blocks += run.blocks.count().0;
+                self.changes.push(MapRun { blocks: run.blocks, to: Target::Zero });
+            }
+        }
+        Ok(())
+    }
+
+    fn dirty(&mut self, cache: &Cache, blocks: BlockRange) -> Result<(), SealError> {
+        let mut start = blocks.start.0;
+        while start < blocks.end.0 {
+            let end = blocks.end.0.min(start + BATCH_BLOCKS);
+            self.batch(cache, BlockRange::new(start, end))?;
+            self.so_far.done_blocks += end - start;
+            if !(self.progress)(self.so_far) {
+                return Err(SealError::Interrupted);
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, cache: &Cache, blocks: BlockRange) -> Result<(), SealError> {
+        let unit = self.block_size.bytes_usize();
+        let bytes = self.block_size.bytes_of(blocks);
+        let len = usize::try_from(bytes.len()).expect("a batch fits in memory");
+        let mut now = vec![0; len];
+        cache.read_dirty(bytes.start, &mut now)?;
+        let before = if self.dedup { self.parent_bytes(bytes, len)? } else { None };
+        for (i, block) in blocks.iter().enumerate() {
+            let at = i * unit..(i + 1) * unit;
+            if before.as_ref().is_some_and(|b| b[at.clone()] == now[at.clone()]) {
+                self.figures.same_blocks += 1;
+            } else {
+                self.pack(BlockRange::one(block), &now[at])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The parent's bytes, whole blocks; nothing where they are all zeros, as no Dirty block is.
+    fn parent_bytes(&self, bytes: ByteRange, len: usize) -> Result<Option<Vec<u8>>, SealError> {
+        let held = bytes.intersect(ByteRange::new(0, self.parent.meta().size_bytes));
+        let blocks = self.block_size.blocks_touched(held);
+        if held.is_empty() || self.parent.runs(blocks)?.iter().all(|r| r.to == Target::Zero) {
+            return Ok(None);
+        }
+        let mut before = vec![0; len];
+        let part = usize::try_from(held.len()).expect("a batch fits in memory");
+        let image: &dyn Device = &self.parent_image;
+        image.read_at(held.start, &mut before[..part])?;
+        Ok(Some(before))
+    }
+
+    fn pack(&mut self, block: BlockRange, bytes: &[u8]) -> Result<(), SealError> {
+        if self.layer.is_none() {
+            self.layer = Some(self.store.layer_writer(self.block_size)?);
+        }
+        let layer = self.layer.as_mut().expect("made above");
+        let to = Target::Layer { id: layer.id(), at: layer.push(bytes)? };
+        self.figures.dirty_blocks += 1;
+        self.changes.push(MapRun { blocks: block, to });
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! The session's list of what it is made of: `session.json`.
+//!
+//! Two lines of text: the JSON of [`Manifest`], then `crc32c:` and the checksum of the first
+//! line, newline included, in hex. It is always replaced as a whole and synced, file and directory,
+//! before anything relies on it; so a flush need not think of it (invariant 2).
+
+use std::io;
+use std::path::PathBuf;
+
+use cowslip_block::files::{Access, Dir, read_all, replace_file};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::SessionError;
+use crate::ids::{HeaderId, SnapshotName};
+
+pub(super) const FILE: &str = "session.json";
+const VERSION: u32 = 1;
+const BYTES_MAX: u64 = 16 << 20;
+
+/// What a session is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Of this file's format.
+    pub version: u32,
+    /// The session's own id.
+    pub id: Uuid,
+    /// Where the store was when the session was last opened.
+    pub store: PathBuf,
+    /// The name of the snapshot that it began from.
+    pub began_from: SnapshotName,
+    /// The header that everything below the caches is read from.
+    pub base: HeaderId,
+    /// The snapshot that `base` was committed as, when it was.
+    pub base_name: SnapshotName,
+    /// The device's size; at least that of the base.
+    pub size_bytes: u64,
+    /// The device's block size, which is the base's.
+    pub block_size_bytes: u32,
+    /// Oldest first; the last one is written, the others are frozen.
+    pub caches: Vec<CacheEntry>,
+    /// Number of the next cache.
+    pub next_cache: u64,
+}
+
+/// One cache of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheEntry {
+    /// The stem of its files' names.
+    pub name: String,
+    /// What it is to become, if it was frozen for a snapshot that is not committed yet.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seal: Option<SealRequest>,
+}
+
+/// A snapshot that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealRequest {
+    /// What it is to be called.
+    pub name: SnapshotName,
+    /// Its header's id, fixed from the start: a name that has it was committed by this very request.
+    pub header: HeaderId,
+    /// It may take a name that another snapshot has.
+    pub replace: bool,
+    /// Blocks equal to the parent's are left out.
+    pub dedup: bool,
+}
+
+impl Manifest {
+    pub(super) const VERSION: u32 = VERSION;
+
+    /// Reads the manifest of a session directory; nothing where there is none.
+    ///
+    /// # Errors
+    /// [`SessionError::Damaged`], or the file system's own.
+    pub fn read(dir: &dyn Dir) -> Result<Option<Self>, SessionError> {
+        let file = match dir.open(FILE, Access::Read) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| SessionError::io("opening session.json", e))?,
+        };
+        let bytes = read_all(&*file, BYTES_MAX)
+            .map_err(|e| SessionError::io("reading session.json", e))?;
+        Self::parse(&bytes).map(Some)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, SessionError> {
+        let damaged = |why: String| SessionError::Damaged(format!("session.json {why}"));
+        let line_end = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
+        let (json, check) = bytes.split_at(line_end);
+        if check != checksum(json).as_bytes() {
+            return Err(damaged("does not match its checksum".into()));
+        }
+        let manifest: Self =
+            serde_json::from_slice(json).map_err(|e| damaged(format!("does not parse: {e}")))?;
+        if manifest.version != VERSION {
+            let version = manifest.version;
+            return Err(damaged(format!("has version {version}; this release reads {VERSION}")));
+        }
+        if manifest.caches.is_empty() {
+            return Err(damaged("lists no cache".into()));
+        }
+        Ok(manifest)
+    }
+
+    /// Puts it on disk, durable when this returns.
+    pub(super) fn write(&self, dir: &dyn Dir) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
+        bytes.push(b'\n');
+        let check = checksum(&bytes);
+        bytes.extend_from_slice(check.as_bytes());
+        replace_file(dir, FILE, &bytes)
+    }
+}
+
+fn checksum(line: &[u8]) -> String {
+    format!("crc32c:{:08x}\n", crc32c::crc32c(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let name: SnapshotName = "base".parse().unwrap();
+        let manifest = Manifest {
+            version: VERSION,
+            id: Uuid::from_u128(1),
+            store: "store".into(),
+            began_from: name.clone(),
+            base: HeaderId(Uuid::from_u128(2)),
+            base_name: name,
+            size_bytes: 10,
+            block_size_bytes: 4096,
+            caches: vec![CacheEntry { name: "cache-1".into(), seal: None }],
+            next_cache: 2,
+        };
+        let temp = tempfile::tempdir().unwrap();
+        let dir = cowslip_block::files::RealDir::open(temp.path()).unwrap();
+        assert_eq!(Manifest::read(&dir).unwrap(), None);
+        manifest.write(&dir).unwrap();
+        assert_eq!(Manifest::read(&dir).unwrap(), Some(manifest));
+        let good = std::fs::read(temp.path().join(FILE)).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(Manifest::parse(&bad).is_err(), "byte {at}");
+            assert!(Manifest::parse(&good[..at]).is_err(), "cut at {at}");
+        }
+    }
+}
