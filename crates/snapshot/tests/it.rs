@@ -1,6 +1,8 @@
 //! The crate from outside: one binary, a module a subject.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "it/faults.rs"]
+mod faults;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/header.rs"]
@@ -11,5 +13,9 @@ mod image;
 mod layer;
 #[path = "it/rig.rs"]
 mod rig;
+#[path = "it/session_power.rs"]
+mod session_power;
+#[path = "it/session_world.rs"]
+mod session_world;
 #[path = "it/store.rs"]
 mod store;

@@ -407,11 +407,16 @@ impl Session {
         Ok(())
     }
 
+    /// The oldest snapshot that waits to be sealed.
+    pub fn next_seal(&self) -> Option<Arc<Seal>> {
+        locked(&self.state).queue.front().cloned()
+    }
+
     /// Seals the oldest snapshot that waits; false where none does.
     ///
     /// The outcome, error or not, is the [`Seal`]'s; a seal that failed has lost its name.
     pub fn seal_next(&self) -> bool {
-        let Some(seal) = locked(&self.state).queue.front().cloned() else { return false };
+        let Some(seal) = self.next_seal() else { return false };
         let outcome = self.seal_one(&seal);
         if let Err(SealError::Interrupted) = outcome {
             // It stays in the manifest, to be taken up.
@@ -531,6 +536,14 @@ impl Session {
             top.checkpoint()?;
         }
         Ok(())
+    }
+
+    /// Shortens the journal now, however long it is.
+    ///
+    /// # Errors
+    /// As [`Session::tidy`].
+    pub fn checkpoint(&self) -> io::Result<()> {
+        self.overlay.stack().top().checkpoint()
     }
 
     fn is_stopping(&self) -> bool {

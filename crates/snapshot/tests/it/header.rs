@@ -186,6 +186,50 @@ fn what_covers_everything_needs_no_node() {
 }
 
 #[test]
+fn a_change_inside_one_long_run_splits_it() {
+    let rig = Rig::new();
+    // One run over a span of two levels; then leaves of it in another order.
+    let blocks = 32 * 32 * LEAF_BLOCKS;
+    let parent = rig.put(None, blocks, &[run(0, blocks, to(3, 100))]);
+    assert!(
+        parent.object_bytes() < 300,
+        "no node: {}",
+        parent.object_bytes()
+    );
+    let middle = 500 * LEAF_BLOCKS + 7;
+    let child = rig.put(Some(&parent), blocks, &[run(middle, middle + 2, to(4, 0))]);
+    let want = [
+        run(0, middle, to(3, 100)),
+        run(middle, middle + 2, to(4, 0)),
+        run(middle + 2, blocks, to(3, 102 + middle)),
+    ];
+    assert_eq!(child.runs(child.blocks()).unwrap(), want);
+    let leaf_run = |i| {
+        run(
+            i * LEAF_BLOCKS,
+            (i + 1) * LEAF_BLOCKS,
+            to(5, (31 - i) * LEAF_BLOCKS),
+        )
+    };
+    let turned: Vec<_> = (0..32).map(leaf_run).collect();
+    let child = rig.put(None, 32 * LEAF_BLOCKS, &turned);
+    assert_eq!(child.runs(child.blocks()).unwrap(), turned);
+}
+
+#[test]
+fn what_comes_out_as_it_was_is_not_written_again() {
+    let rig = Rig::new();
+    let changes = scattered(100_000);
+    let parent = rig.put(None, 100_000, &changes);
+    let child = rig.put(Some(&parent), 100_000, &changes);
+    assert!(child.object_bytes() < 300, "{}", child.object_bytes());
+    assert_eq!(
+        child.runs(child.blocks()).unwrap(),
+        parent.runs(parent.blocks()).unwrap()
+    );
+}
+
+#[test]
 fn specs_that_make_no_sense_are_refused() {
     let rig = Rig::new();
     let parent = rig.put(None, 1000, &[run(0, 10, to(1, 0))]);

@@ -89,7 +89,20 @@ fn any_damage_is_noticed() {
     let mut payload = vec![b'y'; 64 << 10];
     payload.extend(noise(3, 1024));
     let summary = write(&rig, size, &payload, 100);
-    rig.for_each_damage(&format!("layers/{}", summary.id), |store, what| {
+    let object = format!("layers/{}", summary.id);
+    let index_at = summary.stored_bytes - 64 - 2 * 8;
+    // The index and the footer are checked when the layer is opened, and the frames are not.
+    let path = rig.path(&object);
+    let whole = std::fs::read(&path).unwrap();
+    for at in [0, index_at - 1, index_at, index_at + 5, index_at + 16] {
+        let mut bytes = whole.clone();
+        bytes[usize::try_from(at).unwrap()] ^= 4;
+        std::fs::write(&path, &bytes).unwrap();
+        let opened = rig.reopened().open_layer(summary.id);
+        assert_eq!(opened.is_ok(), at < index_at, "{at}: {opened:?}");
+    }
+    std::fs::write(&path, &whole).unwrap();
+    rig.for_each_damage(&object, |store, what| {
         let read = store.open_layer(summary.id).map(|layer| {
             let frames: Result<Vec<_>, _> = (0..2).map(|n| layer.read_frame(n)).collect();
             frames.map_err(|e| e.to_string())

@@ -3,9 +3,9 @@
 use std::sync::Barrier;
 
 use cowslip_block::files::RealDir;
-use cowslip_snapshot::{Caches, SnapshotName, Store, StoreError, Target};
+use cowslip_snapshot::{Caches, SnapshotName, Store, StoreError};
 
-use crate::rig::{CountingHost, Rig, run, temp_dir};
+use crate::rig::{CountingHost, Rig, temp_dir};
 
 fn name(text: &str) -> SnapshotName {
     text.parse().unwrap()
@@ -128,13 +128,10 @@ fn a_name_stands_for_the_header_that_was_committed() {
     let rig = Rig::new();
     let a = rig.put(None, 10, &[]);
     rig.store.commit(&name("n"), &a, false).unwrap();
-    // Another header of the same id: whole in itself, but not the one.
+    // Another header of the same id and length: whole in itself, but not the one.
     let other = Rig::new();
-    let b = other.put(
-        None,
-        10,
-        &[run(0, 1, Target::Zero), run(1, 2, crate::rig::to(1, 0))],
-    );
+    let b = other.put(None, 11, &[]);
+    assert_eq!(a.object_bytes(), b.object_bytes());
     assert_eq!(a.id(), b.id(), "both rigs count alike");
     let object = format!("headers/{}", a.id());
     std::fs::copy(other.path(&object), rig.path(&object)).unwrap();
