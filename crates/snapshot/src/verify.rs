@@ -237,3 +237,37 @@ fn verify_layer(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::crafted;
+    use crate::host::RealHost;
+    use crate::ids::HeaderId;
+    use crate::store::Caches;
+    use cowslip_block::BlockSize;
+    use cowslip_block::files::Dir;
+    use cowslip_sim::MemoryFs;
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    #[test]
+    fn blocks_mapped_past_the_end_are_found() {
+        let root = MemoryFs::new().root();
+        let host = Arc::new(RealHost);
+        let store = Store::open_or_create(root.as_ref(), host, Caches::default()).unwrap();
+        let mut writer = store.layer_writer(BlockSize::DISK).unwrap();
+        writer.push(&[1; 4 * 4096]).unwrap();
+        let layer = writer.finish().unwrap().id;
+        for (blocks, damaged) in [(14, 0), (13, 1)] {
+            let id = HeaderId(Uuid::from_u128(u128::from(blocks)));
+            let object = crafted::object(id, blocks, &crafted::leaf(10, 4, layer));
+            let headers = root.open_dir("headers").unwrap();
+            let file = headers.create(&id.to_string()).unwrap();
+            file.write_at(&object, 0).unwrap();
+            let header = store.open_header(id).unwrap();
+            let report = verify(&store, &header, &mut |_, _| ()).unwrap();
+            assert_eq!(report.damaged, damaged, "{:?}", report.damage);
+        }
+    }
+}

@@ -297,3 +297,71 @@ fn zeros(start: BlockIndex, end: BlockIndex) -> MapRun {
         to: Target::Zero,
     }
 }
+
+/// Objects that are whole by their checksums, and that no writer would make.
+#[cfg(test)]
+pub(crate) mod crafted {
+    use super::*;
+    use crate::header::node::NodePtr;
+
+    /// The header of an image of so many blocks whose root is this node.
+    pub(crate) fn object(id: HeaderId, blocks: u64, root: &Node) -> Vec<u8> {
+        let mut out = root.encode();
+        let len = u32::try_from(out.len()).unwrap();
+        let ptr = NodePtr::checked(id, 0, len, Hash::of(&out)).unwrap();
+        let tail = Tail {
+            meta: HeaderMeta {
+                id,
+                parent: None,
+                generation: 0,
+                created_unix_ms: 0,
+                block_size: BlockSize::DISK,
+                size_bytes: blocks * 4096,
+                made_by: "nobody".to_owned(),
+                own_layer: None,
+                figures: DiffFigures::default(),
+                payload_bytes: 0,
+            },
+            root: Slot::Node(ptr),
+            nodes_bytes: u64::from(len),
+        };
+        out.extend(tail.encode());
+        out
+    }
+
+    /// A leaf with one run.
+    pub(crate) fn leaf(start: u16, count: u16, layer: LayerId) -> Node {
+        let at = 0;
+        Node::Leaf(vec![node::LeafRun {
+            start,
+            count,
+            layer,
+            at,
+        }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowslip_block::files::Dir;
+    use cowslip_sim::MemoryFs;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_node_of_another_level_is_refused() {
+        let fs = MemoryFs::new();
+        let headers: Arc<dyn Dir> = fs.root();
+        let id = HeaderId(Uuid::from_u128(1));
+        // 300 blocks want a root of level 1, and this is a leaf.
+        let leaf = crafted::leaf(0, 4, LayerId(Uuid::from_u128(2)));
+        let object = crafted::object(id, 300, &leaf);
+        let file = headers.create(&id.to_string()).unwrap();
+        file.write_at(&object, 0).unwrap();
+        let nodes = Arc::new(Nodes::new(headers, 1 << 20));
+        let header = UncheckedHeader::read(file.as_ref(), id, nodes).unwrap();
+        let header = header.check().unwrap();
+        let error = header.runs(BlockRange::new(0, 1)).unwrap_err();
+        assert!(error.to_string().contains("level 0"), "{error}");
+    }
+}
