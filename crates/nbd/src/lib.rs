@@ -1,1 +1,35 @@
-//! placeholder
+//! The Network Block Device protocol: a server over any [`cowslip_block::Device`], and a client.
+//!
+//! ```text
+//! listen -> server -> handshake -> connection -> check -> execute -> Device
+//!                                      |                     |
+//!                                    wire                  reply, flush
+//! ```
+//!
+//! Read in this order: [`limits`], `wire` (bytes), `check` (the door), `execute` and `reply` (meaning),
+//! `connection` (the loop), `handshake`, [`server`]. The [`client`] stands apart; it shares the bytes.
+//!
+//! Not here: TLS, extended headers, more than one export a server, the kernel's client.
+
+mod buffer;
+mod check;
+pub mod client;
+mod connection;
+mod counters;
+mod errno;
+mod execute;
+mod flush;
+mod handshake;
+pub mod limits;
+mod listen;
+mod reply;
+pub mod server;
+mod stdio;
+mod timed;
+pub mod wire;
+
+pub use client::{Client, ClientError, Cookie, Reply};
+pub use counters::Counters;
+pub use errno::Errno;
+pub use listen::{Bound, Listen, ListenError};
+pub use server::{Export, Report, Served, Server};
