@@ -58,7 +58,13 @@ impl Pending {
                 let name = to.to_owned();
                 Err(StoreError::AlreadyExists { name })
             }
-            other => self.named_as(into, to, other),
+            other => self.named_as(into, to, other).inspect_err(|_| {
+                // What is said to have failed is not to be found there later: the name is ours
+                // alone, and nobody was told of it.
+                if self.named {
+                    drop(into.remove(to));
+                }
+            }),
         }
     }
 

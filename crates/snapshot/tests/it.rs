@@ -13,6 +13,8 @@ mod image;
 mod layer;
 #[path = "it/rig.rs"]
 mod rig;
+#[path = "it/session.rs"]
+mod session;
 #[path = "it/session_power.rs"]
 mod session_power;
 #[path = "it/session_world.rs"]

@@ -485,27 +485,28 @@ impl Cache {
         if !self.unsynced.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        self.flush_now().map_err(|e| match e {
-            e if e.kind() == io::ErrorKind::StorageFull => {
-                self.unsynced.store(true, Ordering::Release);
-                DeviceError::NoSpace
-            }
-            e => self.health.poison(&format!("a sync failed: {e}")),
-        })
+        let flushed = self.flush_now();
+        if flushed.is_err() {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        flushed
     }
 
-    fn flush_now(&self) -> io::Result<()> {
+    fn flush_now(&self) -> Result<(), DeviceError> {
+        // Whatever the reason: the kernel may have dropped what it could not write.
+        let failed = |e: io::Error| self.health.poison(&format!("a sync failed: {e}"));
         let upto = locked(&self.journal).next_sequence();
-        self.file.sync()?;
+        self.file.sync().map_err(failed)?;
         let file = {
             let mut journal = locked(&self.journal);
-            journal.append(&Mark::Flushed(upto))?;
+            let marked = journal.append(&Mark::Flushed(upto));
+            marked.map_err(|e| self.health.judge("writing the session's journal", e))?;
             journal.file()
         };
         for older in locked(&self.unsynced_segments).drain(..) {
-            older.sync()?;
+            older.sync().map_err(failed)?;
         }
-        file.sync()
+        file.sync().map_err(failed)
     }
 
     /// For a frozen cache: waits for its last request, makes it durable, and says so on disk, so

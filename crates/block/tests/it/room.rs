@@ -1,12 +1,15 @@
 //! Room: what zeroes and trims give back, and what a full or failing disk does.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use cowslip_block::cache::BlockState;
+use cowslip_block::cache::{BlockState, Cache};
 use cowslip_block::files::{Dir, RealDir};
-use cowslip_block::{ByteOffset, ByteRange, Device, Room};
+use cowslip_block::health::Health;
+use cowslip_block::overlay::Overlay;
+use cowslip_block::{ByteOffset, ByteRange, Device, DeviceError, Room};
+use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, MemoryFs, Rule};
 
-use crate::rig::{index, overlay, pattern, read};
+use crate::rig::{BOOT, Base, geometry, index, overlay, pattern, read};
 
 #[test]
 fn zeroes_and_trims_give_their_room_back_and_provisioning_keeps_it() {
@@ -43,4 +46,213 @@ fn zeroes_and_trims_give_their_room_back_and_provisioning_keeps_it() {
         "provisioned room is kept"
     );
     assert!(read(&overlay, 0, index(size)).iter().all(|b| *b == 0));
+}
+
+/// A disk with room for this many bytes, with a cache on it over a base of data.
+fn small_disk(room: u64, size: u64) -> (MemoryFs, Overlay, Arc<Cache>) {
+    let disk = MemoryFs::with_capacity(room);
+    let (overlay, cache) = overlay(&disk.root(), size, pattern(3, index(size)));
+    (disk, overlay, cache)
+}
+
+#[test]
+fn a_full_disk_fails_writes_and_nothing_else() {
+    let size = 4 << 20;
+    // The journal takes 256 KiB of it.
+    let (_disk, overlay, cache) = small_disk((256 << 10) + (1 << 20), size);
+    let mut written = 0;
+    let error = loop {
+        match overlay.write(ByteOffset(written), &pattern(written, 65536)) {
+            Ok(()) => written += 65536,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, DeviceError::NoSpace), "{error}");
+    assert_eq!(written, 1 << 20, "all the room there is was used");
+    // What was acknowledged reads back; what failed reads as before.
+    assert!(read(&overlay, 65536, 65536) == pattern(65536, 65536));
+    let base = pattern(3, index(size));
+    assert!(read(&overlay, written, 65536) == base[index(written)..index(written) + 65536]);
+    // Rewriting needs no room.
+    overlay.write(ByteOffset(0), &pattern(77, 65536)).unwrap();
+    // Zeroes and trims, a thousand of them, work; and give room for writes.
+    for block in 0..1000 {
+        overlay
+            .trim(ByteRange::at(2 << 20, 4096 + block % 5).unwrap())
+            .unwrap();
+        overlay
+            .write_zeroes(
+                ByteRange::at((3 << 20) + block * 512, 4096).unwrap(),
+                Room::Free,
+            )
+            .ok();
+    }
+    overlay.trim(ByteRange::new(0, 512 << 10)).unwrap();
+    overlay.flush().unwrap();
+    while cache.punch_some().unwrap() {}
+    overlay
+        .write(ByteOffset(1 << 20), &pattern(5, 65536))
+        .unwrap();
+    assert!(read(&overlay, 1 << 20, 65536) == pattern(5, 65536));
+    assert!(read(&overlay, 0, 512 << 10).iter().all(|b| *b == 0));
+    overlay.flush().unwrap();
+}
+
+#[test]
+fn provisioning_beyond_the_room_is_refused() {
+    let (_disk, overlay, _cache) = small_disk(1 << 20, 4 << 20);
+    let all = ByteRange::new(0, 4 << 20);
+    let error = overlay.write_zeroes(all, Room::Provision).unwrap_err();
+    assert!(matches!(error, DeviceError::NoSpace), "{error}");
+    overlay.write_zeroes(all, Room::Free).unwrap();
+}
+
+/// A device in a directory that fails as it is told, and what was said.
+fn faulty() -> (Faults, Overlay, Arc<Cache>, Arc<Mutex<Vec<String>>>) {
+    let faults = Faults::new();
+    let dir: Arc<dyn Dir> = Arc::new(FaultyDir::new(MemoryFs::new().root(), &faults));
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let lines = Arc::clone(&said);
+    let health = Health::new(move |line| lines.lock().unwrap().push(line.to_owned()));
+    let size = 1 << 20;
+    let cache = Cache::create(dir, "cache-1", geometry(size), BOOT, health).unwrap();
+    let cache = Arc::new(cache);
+    let base = Arc::new(Base(pattern(3, index(size))));
+    let overlay = Overlay::new(geometry(size), Arc::clone(&cache), Vec::new(), base);
+    overlay.write(ByteOffset(0), &pattern(1, 8192)).unwrap();
+    (faults, overlay, cache, said)
+}
+
+#[test]
+fn eio_on_the_cache_or_a_failed_sync_poisons_writes_and_reads_go_on() {
+    let cases: [(&str, Rule); 4] = [
+        ("a write of bytes", Rule::once(Call::Write, EIO).on(".data")),
+        (
+            "a write of marks",
+            Rule::once(Call::Write, EIO).on(".journal"),
+        ),
+        ("a sync of bytes", Rule::once(Call::Sync, EIO).on(".data")),
+        (
+            "a sync of marks",
+            Rule::once(Call::Sync, EIO).on(".journal"),
+        ),
+    ];
+    for (what, rule) in cases {
+        let (faults, overlay, _cache, said) = faulty();
+        faults.add(rule);
+        let first = overlay
+            .write(ByteOffset(16384), &pattern(2, 4096))
+            .and_then(|()| overlay.flush());
+        assert!(
+            matches!(first, Err(DeviceError::Poisoned(_))),
+            "{what}: {first:?}"
+        );
+        for _ in 0..3 {
+            // The fault is gone; what it did is not.
+            let write = overlay.write(ByteOffset(0), &[1]);
+            let zero = overlay.trim(ByteRange::new(0, 4096));
+            let flush = overlay.flush();
+            for result in [write, zero, flush] {
+                assert!(
+                    matches!(result, Err(DeviceError::Poisoned(_))),
+                    "{what}: {result:?}"
+                );
+            }
+        }
+        assert!(
+            read(&overlay, 0, 8192) == pattern(1, 8192),
+            "{what}: reads go on"
+        );
+        assert_eq!(said.lock().unwrap().len(), 1, "{what}: said once: {said:?}");
+    }
+}
+
+#[test]
+fn a_sync_that_finds_the_disk_full_poisons_too() {
+    // Bytes that had no room when they were written back are gone, whatever a later sync says.
+    let (faults, overlay, _cache, said) = faulty();
+    faults.add(Rule::once(Call::Sync, ENOSPC).on(".data"));
+    assert!(matches!(overlay.flush(), Err(DeviceError::Poisoned(_))));
+    assert_eq!(said.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_journal_without_room_fails_writes_but_takes_trims_and_flushes() {
+    let (faults, overlay, _cache, said) = faulty();
+    // From now on the journal cannot grow: what is allocated has to do.
+    faults.add(Rule::every(Call::Allocate, ENOSPC));
+    let trim = ByteRange::new(4096, 8192);
+    let mut refused = 0;
+    for round in 0..7000u64 {
+        // Each write changes a state again, and so wants a record.
+        match overlay.write(ByteOffset(4096), &pattern(round, 4096)) {
+            Ok(()) => {}
+            Err(DeviceError::NoSpace) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+        if refused > 1000 {
+            break;
+        }
+        overlay.trim(trim).unwrap();
+    }
+    assert!(
+        refused > 1000,
+        "the journal was full for writes, and took trims"
+    );
+    overlay.flush().unwrap();
+    assert!(said.lock().unwrap().is_empty());
+    assert!(read(&overlay, 4096, 4096).iter().all(|b| *b == 0));
+    faults.clear();
+    overlay.write(ByteOffset(4096), &pattern(1, 4096)).unwrap();
+}
+
+#[test]
+fn a_failed_read_is_that_read_s_alone() {
+    let (faults, overlay, _cache, said) = faulty();
+    faults.add(Rule::once(Call::Read, EIO).on(".data"));
+    let mut buf = [0; 4096];
+    let device: &dyn Device = &overlay;
+    assert!(device.read_at(ByteOffset(0), &mut buf).is_err());
+    device.read_at(ByteOffset(0), &mut buf).unwrap();
+    overlay.write(ByteOffset(0), &[1]).unwrap();
+    assert!(said.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_checkpoint_or_a_punch_that_fails_leaves_all_as_it_was() {
+    for call in [
+        Call::Create,
+        Call::Write,
+        Call::Sync,
+        Call::SyncDir,
+        Call::Rename,
+        Call::Remove,
+    ] {
+        for after in 0..4 {
+            let (faults, overlay, cache, _said) = faulty();
+            overlay.trim(ByteRange::new(4096, 8192)).unwrap();
+            faults.add(Rule::once(call, ENOSPC).after(after));
+            drop(cache.checkpoint());
+            faults.clear();
+            faults.add(Rule::once(Call::Punch, EIO));
+            assert!(cache.punch_some().is_err());
+            faults.clear();
+            overlay.write(ByteOffset(40960), &pattern(8, 4096)).unwrap();
+            overlay.flush().unwrap();
+            cache.checkpoint().unwrap();
+            while cache.punch_some().unwrap() {}
+            assert!(
+                read(&overlay, 0, 4096) == pattern(1, 8192)[..4096],
+                "{call:?} {after}"
+            );
+            assert!(
+                read(&overlay, 4096, 4096).iter().all(|b| *b == 0),
+                "{call:?} {after}"
+            );
+            assert!(
+                read(&overlay, 40960, 4096) == pattern(8, 4096),
+                "{call:?} {after}"
+            );
+        }
+    }
 }

@@ -10,7 +10,11 @@ use crate::session_world::{BLOCK, Oracle, SIZE_BYTES, Step, World, fresh};
 const FREE: Room = Room::Free;
 
 fn write(at: usize, len: usize) -> Step {
-    Step::Write { at, len, fua: false }
+    Step::Write {
+        at,
+        len,
+        fua: false,
+    }
 }
 
 fn history() -> Vec<Step> {
@@ -19,27 +23,45 @@ fn history() -> Vec<Step> {
         write(5 * BLOCK + 10, 100),
         Step::Flush,
         write(BLOCK, BLOCK),
-        Step::Mixed { block: 6, blocks: 6 },
+        Step::Mixed {
+            block: 6,
+            blocks: 6,
+        },
         Step::Trim { at: 0, len: BLOCK },
         write(0, BLOCK),
         Step::Freeze("first"),
         write(2 * BLOCK + 5, 4096),
-        Step::Zero { at: 7 * BLOCK - 3, len: BLOCK + 6, room: FREE },
+        Step::Zero {
+            at: 7 * BLOCK - 3,
+            len: BLOCK + 6,
+            room: FREE,
+        },
         Step::Tidy,
-        Step::Write { at: 9 * BLOCK, len: 50, fua: true },
+        Step::Write {
+            at: 9 * BLOCK,
+            len: 50,
+            fua: true,
+        },
         write(4 * BLOCK, BLOCK),
         Step::Freeze("second"),
         write(4 * BLOCK, BLOCK),
         write(SIZE_BYTES - 200, 200),
         Step::Flush,
         Step::Seal,
-        Step::Trim { at: 3 * BLOCK, len: SIZE_BYTES - 3 * BLOCK },
+        Step::Trim {
+            at: 3 * BLOCK,
+            len: SIZE_BYTES - 3 * BLOCK,
+        },
         Step::Tidy,
         write(8 * BLOCK, 2 * BLOCK),
         Step::Checkpoint,
         write(8 * BLOCK, BLOCK),
         Step::Seal,
-        Step::Zero { at: 0, len: 2 * BLOCK, room: Room::Provision },
+        Step::Zero {
+            at: 0,
+            len: 2 * BLOCK,
+            room: Room::Provision,
+        },
         write(0, 10),
         Step::Flush,
         write(12 * BLOCK, BLOCK),
@@ -72,11 +94,22 @@ fn check_after(disk: &MemoryFs, mut oracle: Oracle, kill: bool, what: &str) {
     oracle.accept(&found, kill, what);
     // What was being sealed is finished, and the bytes stay the same.
     while world.session.next_seal().is_some() {
-        assert!(world.step(&Step::Seal, &mut oracle), "{what}: a seal is taken up");
+        assert!(
+            world.step(&Step::Seal, &mut oracle),
+            "{what}: a seal is taken up"
+        );
     }
     world.check_names(&oracle, what);
     assert!(world.read() == found, "{what}: sealing changed the device");
-    for step in [write(3, BLOCK), Step::Trim { at: 0, len: 9 * BLOCK }, write(BLOCK, 9), Step::Flush] {
+    for step in [
+        write(3, BLOCK),
+        Step::Trim {
+            at: 0,
+            len: 9 * BLOCK,
+        },
+        write(BLOCK, 9),
+        Step::Flush,
+    ] {
         assert!(world.step(&step, &mut oracle), "{what}: goes on");
     }
     for step in [Step::Freeze("after"), Step::Seal, write(0, 77), Step::Flush] {

@@ -53,17 +53,33 @@ pub(crate) fn name(text: &str) -> SnapshotName {
 
 /// Bytes that tell which write they came from; never zero.
 pub(crate) fn bytes_of(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| ((seed * 131 + i * 7 + i / 251) % 255) as u8 + 1).collect()
+    (0..len as u64)
+        .map(|i| ((seed * 131 + i * 7 + i / 251) % 255) as u8 + 1)
+        .collect()
 }
 
 /// One step of a history.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Write { at: usize, len: usize, fua: bool },
+    Write {
+        at: usize,
+        len: usize,
+        fua: bool,
+    },
     /// Whole blocks, alternately data and zeros.
-    Mixed { block: usize, blocks: usize },
-    Zero { at: usize, len: usize, room: Room },
-    Trim { at: usize, len: usize },
+    Mixed {
+        block: usize,
+        blocks: usize,
+    },
+    Zero {
+        at: usize,
+        len: usize,
+        room: Room,
+    },
+    Trim {
+        at: usize,
+        len: usize,
+    },
     Flush,
     Freeze(&'static str),
     Seal,
@@ -93,13 +109,23 @@ impl Oracle {
     pub(crate) fn new() -> Self {
         let mut image = bytes_of(1, BASE_BYTES);
         image.resize(SIZE_BYTES, 0);
-        let block = |b: &[u8]| Block { values: vec![b.to_vec()], acknowledged: 0, durable: 0 };
-        Self { blocks: image.chunks(BLOCK).map(block).collect(), snapshots: Vec::new() }
+        let block = |b: &[u8]| Block {
+            values: vec![b.to_vec()],
+            acknowledged: 0,
+            durable: 0,
+        };
+        Self {
+            blocks: image.chunks(BLOCK).map(block).collect(),
+            snapshots: Vec::new(),
+        }
     }
 
     /// The device as the last request left it, acknowledged or not.
     pub(crate) fn image(&self) -> Vec<u8> {
-        self.blocks.iter().flat_map(|b| b.values.last().unwrap().clone()).collect()
+        self.blocks
+            .iter()
+            .flat_map(|b| b.values.last().unwrap().clone())
+            .collect()
     }
 
     fn submit(&mut self, at: usize, bytes: &[u8]) {
@@ -138,7 +164,11 @@ impl Oracle {
     /// Is this what a kill (or else a power cut) may leave? Takes it as the new beginning.
     pub(crate) fn accept(&mut self, image: &[u8], kill: bool, what: &str) {
         for (i, (block, now)) in self.blocks.iter_mut().zip(image.chunks(BLOCK)).enumerate() {
-            let floor = if kill { block.acknowledged } else { block.durable };
+            let floor = if kill {
+                block.acknowledged
+            } else {
+                block.durable
+            };
             let found = (floor..block.values.len()).any(|v| block.values[v] == now);
             assert!(
                 found,
@@ -146,7 +176,11 @@ impl Oracle {
                 block.values.len(),
                 block.values.iter().position(|v| v == now),
             );
-            *block = Block { values: vec![now.to_vec()], acknowledged: 0, durable: 0 };
+            *block = Block {
+                values: vec![now.to_vec()],
+                acknowledged: 0,
+                durable: 0,
+            };
         }
     }
 }
@@ -170,13 +204,20 @@ impl World {
         let store = Arc::new(store.unwrap());
         let source = root.open_dir("import").unwrap().create("base").unwrap();
         source.write_at(&bytes_of(1, BASE_BYTES), 0).unwrap();
-        let options = ImportOptions { block_size: BlockSize::DISK, made_by: "test".into() };
+        let options = ImportOptions {
+            block_size: BlockSize::DISK,
+            made_by: "test".into(),
+        };
         let size = BASE_BYTES as u64;
         let header = import(&store, &*source, size, &options, &mut |_, _| {}).unwrap();
         store.commit(&name("base"), &header, false).unwrap();
         let around = surroundings(root, &store, host);
         let session = Session::create(around, &name("base"), Some(SIZE_BYTES as u64)).unwrap();
-        Self { store, session, writes: 100 }
+        Self {
+            store,
+            session,
+            writes: 100,
+        }
     }
 
     pub(crate) fn open(root: &dyn Dir, boot: u8) -> Result<Self, SessionError> {
@@ -185,7 +226,11 @@ impl World {
         let store = Store::open(&*dir, Arc::clone(&host) as _, Caches::default());
         let store = Arc::new(store.unwrap());
         let session = Session::open(surroundings(root, &store, host))?;
-        Ok(Self { store, session, writes: 1000 + u64::from(boot) * 100 })
+        Ok(Self {
+            store,
+            session,
+            writes: 1000 + u64::from(boot) * 100,
+        })
     }
 
     /// Does one step, and notes it. False where it failed.
@@ -207,7 +252,9 @@ impl World {
                 let mut bytes = bytes_of(self.writes, blocks * BLOCK);
                 bytes.chunks_mut(BLOCK).step_by(2).for_each(|b| b.fill(0));
                 oracle.submit(block * BLOCK, &bytes);
-                device.write(ByteOffset((block * BLOCK) as u64), &bytes).is_ok()
+                device
+                    .write(ByteOffset((block * BLOCK) as u64), &bytes)
+                    .is_ok()
             }
             Step::Zero { at, len, room } => {
                 oracle.submit(at, &vec![0; len]);
@@ -221,7 +268,10 @@ impl World {
             Step::Freeze(text) => {
                 // What it holds if it is ever seen: all that was written until now.
                 oracle.snapshots.push((text, oracle.image(), false));
-                return self.session.freeze(&name(text), &SnapshotOptions::default()).is_ok();
+                return self
+                    .session
+                    .freeze(&name(text), &SnapshotOptions::default())
+                    .is_ok();
             }
             Step::Seal => return self.seal(oracle),
             Step::Tidy => return self.session.tidy().is_ok(),
@@ -243,7 +293,9 @@ impl World {
 
     /// Seals the oldest frozen cache.
     fn seal(&self, oracle: &mut Oracle) -> bool {
-        let Some(seal) = self.session.next_seal() else { return true };
+        let Some(seal) = self.session.next_seal() else {
+            return true;
+        };
         self.session.seal_next();
         let outcome = seal.wait(std::time::Duration::ZERO).expect("it has ended");
         let text = seal.request().name.as_str();
@@ -257,7 +309,9 @@ impl World {
 
     pub(crate) fn read(&self) -> Vec<u8> {
         let mut bytes = vec![0xee; SIZE_BYTES];
-        (&*self.session.device()).read_at(ByteOffset(0), &mut bytes).unwrap();
+        (&*self.session.device())
+            .read_at(ByteOffset(0), &mut bytes)
+            .unwrap();
         bytes
     }
 
@@ -267,7 +321,10 @@ impl World {
         let names = self.store.list().unwrap();
         for listed in &names {
             let text = listed.name.as_str();
-            let header = self.store.resolve(&listed.name).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let header = self
+                .store
+                .resolve(&listed.name)
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
             let report = verify(&self.store, &header, &mut |_, _| {}).unwrap();
             assert!(report.is_whole(), "{what}: {text}: {:?}", report.damage);
             let mut bytes = vec![0xee; usize::try_from(header.size_bytes()).unwrap()];
@@ -281,7 +338,10 @@ impl World {
         }
         for (text, _, committed) in &oracle.snapshots {
             let there = names.iter().any(|l| l.name.as_str() == *text);
-            assert!(there || !committed, "{what}: {text} was committed, and is not there");
+            assert!(
+                there || !committed,
+                "{what}: {text} was committed, and is not there"
+            );
         }
     }
 }

@@ -1,0 +1,379 @@
+//! Sessions and seals: what a snapshot holds, what it counts, and what a failure leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cowslip_block::files::{Dir, RealDir};
+use cowslip_block::{ByteOffset, ByteRange, Room};
+use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, MemoryFs, Rule};
+use cowslip_snapshot::session::{
+    Manifest, Seal, Session, SessionError, SnapshotOptions, Surroundings, Workers,
+};
+use cowslip_snapshot::{Caches, Header, Store, StoreError};
+
+use crate::session_world::{
+    BASE_BYTES, BLOCK, BootHost, Oracle, SIZE_BYTES, Step, World, bytes_of, fresh, name,
+};
+
+fn write(world: &World, block: usize, bytes: &[u8]) {
+    world
+        .session
+        .device()
+        .write(ByteOffset((block * BLOCK) as u64), bytes)
+        .unwrap();
+}
+
+fn take(world: &World, text: &str, options: &SnapshotOptions) -> Result<Arc<Header>, SessionError> {
+    let seal = world.session.freeze(&name(text), options)?;
+    while world.session.seal_next() {}
+    ended(&seal)
+}
+
+fn ended(seal: &Seal) -> Result<Arc<Header>, SessionError> {
+    seal.wait(Duration::ZERO).expect("it has ended")
+}
+
+fn snapshot(world: &World, text: &str) -> Arc<Header> {
+    take(world, text, &SnapshotOptions::default()).unwrap()
+}
+
+#[test]
+fn blocks_are_counted_as_dirty_zero_or_same() {
+    let (_disk, world) = fresh();
+    let base = bytes_of(1, BASE_BYTES);
+    // Two new blocks, one as it was, one whose bytes come back, one zeroed, one zero that was
+    // zero, one zeroed past the parent's end.
+    write(&world, 0, &bytes_of(5, 2 * BLOCK));
+    write(&world, 2, &base[2 * BLOCK..3 * BLOCK]);
+    write(&world, 3, &bytes_of(6, BLOCK));
+    write(&world, 3, &base[3 * BLOCK..4 * BLOCK]);
+    let device = world.session.device();
+    device
+        .write_zeroes(ByteRange::new(4 * 4096, 5 * 4096), Room::Free)
+        .unwrap();
+    device.trim(ByteRange::new(12 * 4096, 13 * 4096)).unwrap();
+    let figures = snapshot(&world, "one").meta().figures;
+    assert_eq!(
+        (
+            figures.dirty_blocks,
+            figures.zero_blocks,
+            figures.same_blocks
+        ),
+        (2, 1, 2)
+    );
+    // Nothing since: nothing in the next, and it is small.
+    let nothing = snapshot(&world, "two");
+    let figures = nothing.meta().figures;
+    assert_eq!(
+        (
+            figures.dirty_blocks,
+            figures.zero_blocks,
+            figures.same_blocks
+        ),
+        (0, 0, 0)
+    );
+    assert!(nothing.object_bytes() < 512 && nothing.meta().own_layer.is_none());
+    // What is zero already is not newly zero.
+    device.trim(ByteRange::new(4 * 4096, 5 * 4096)).unwrap();
+    assert_eq!(snapshot(&world, "three").meta().figures.zero_blocks, 0);
+    // Told to keep them, it keeps them.
+    write(&world, 2, &base[2 * BLOCK..3 * BLOCK]);
+    let keep = SnapshotOptions {
+        dedup: false,
+        ..SnapshotOptions::default()
+    };
+    let kept = take(&world, "four", &keep).unwrap().meta().figures;
+    assert_eq!((kept.dirty_blocks, kept.same_blocks), (1, 0));
+    assert_eq!(world.session.status().unwrap().frozen, 0);
+}
+
+#[test]
+fn a_block_of_the_tail_that_is_rewritten_as_it_was_counts_as_same() {
+    let (_disk, world) = fresh();
+    let base = bytes_of(1, BASE_BYTES);
+    world
+        .session
+        .device()
+        .write(ByteOffset(10 * 4096), &base[10 * BLOCK..])
+        .unwrap();
+    assert_eq!(snapshot(&world, "tail").meta().figures.same_blocks, 1);
+}
+
+#[test]
+fn a_seal_that_fails_loses_its_name_and_nothing_else() {
+    let mut failed = 0;
+    for call in [
+        Call::Create,
+        Call::Write,
+        Call::Sync,
+        Call::Rename,
+        Call::SyncDir,
+    ] {
+        for after in 0..5 {
+            failed += u32::from(seal_on_a_full_store(Rule::once(call, ENOSPC).after(after)));
+        }
+    }
+    assert!(failed > 10, "only {failed} of the faults were met");
+}
+
+/// Two overlapping snapshots, the first sealed under a fault; true where that failed it.
+fn seal_on_a_full_store(rule: Rule) -> bool {
+    let what = format!("{rule:?}");
+    let disk = MemoryFs::new();
+    let faults = Faults::new();
+    let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
+    let mut world = World::create(&*root, 1);
+    let mut oracle = Oracle::new();
+    let write = |at, len| Step::Write {
+        at,
+        len,
+        fua: false,
+    };
+    let steps = [
+        write(0, 9000),
+        Step::Freeze("first"),
+        write(5000, 9000),
+        Step::Freeze("second"),
+    ];
+    for step in steps.iter().chain([&write(100, 30), &Step::Flush]) {
+        assert!(world.step(step, &mut oracle));
+    }
+    let seal = world.session.next_seal().unwrap();
+    faults.add(rule);
+    world.session.seal_next();
+    faults.clear();
+    let failed = ended(&seal).is_err();
+    if world.session.status().unwrap().poisoned.is_some() {
+        // The fault met the session's own files. Reads go on, and the next start mends it.
+        assert!(world.read() == oracle.image(), "{what}");
+        drop(world);
+        world = World::open(&*root, 1).unwrap();
+    }
+    if failed {
+        assert!(!world.store.has(&name("first")).unwrap(), "{what}");
+    }
+    assert!(world.read() == oracle.image(), "{what}: the bytes are kept");
+    // The next seal takes what is left of the first as well, and is exact.
+    while world.session.next_seal().is_some() {
+        assert!(world.step(&Step::Seal, &mut oracle), "{what}");
+    }
+    assert_eq!(world.session.status().unwrap().frozen, 0, "{what}");
+    world.check_names(&oracle, &what);
+    assert!(world.store.has(&name("second")).unwrap(), "{what}");
+    drop(world);
+    let world = World::open(&*root, 1).unwrap();
+    assert!(world.read() == oracle.image(), "{what}");
+    failed
+}
+
+#[test]
+fn a_name_that_is_taken_meanwhile_fails_the_seal() {
+    let (_disk, world) = fresh();
+    write(&world, 0, &bytes_of(5, BLOCK));
+    let seal = world
+        .session
+        .freeze(&name("mine"), &SnapshotOptions::default())
+        .unwrap();
+    let base = world.store.resolve(&name("base")).unwrap();
+    world.store.commit(&name("mine"), &base, false).unwrap();
+    world.session.seal_next();
+    let error = ended(&seal).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("there is a snapshot mine already"),
+        "{error}"
+    );
+    assert_eq!(
+        world.store.resolve(&name("mine")).unwrap().id(),
+        base.id(),
+        "theirs stands"
+    );
+    // A pending name is as good as taken; a taken one is refused at once.
+    for text in ["base", "mine"] {
+        let refused = world
+            .session
+            .freeze(&name(text), &SnapshotOptions::default());
+        assert!(matches!(
+            refused,
+            Err(SessionError::Store(StoreError::AlreadyExists { .. }))
+        ));
+    }
+    let replace = SnapshotOptions {
+        replace: true,
+        ..SnapshotOptions::default()
+    };
+    let header = take(&world, "mine", &replace).unwrap();
+    assert_eq!(
+        header.meta().figures.dirty_blocks,
+        1,
+        "what the failed one held is in this one"
+    );
+}
+
+#[test]
+fn a_freeze_that_fails_leaves_the_session_as_it_was() {
+    let calls = [
+        Call::Create,
+        Call::SetLen,
+        Call::Allocate,
+        Call::Write,
+        Call::Sync,
+    ];
+    for call in calls.into_iter().chain([Call::SyncDir, Call::Rename]) {
+        for after in 0..6 {
+            let disk = MemoryFs::new();
+            let faults = Faults::new();
+            let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
+            let world = World::create(&*root, 1);
+            write(&world, 0, &bytes_of(5, BLOCK));
+            let before = world.session.manifest();
+            faults.add(Rule::once(call, EIO).after(after));
+            let frozen = world
+                .session
+                .freeze(&name("x"), &SnapshotOptions::default());
+            faults.clear();
+            let what = format!("{call:?} after {after}");
+            if frozen.is_err() {
+                assert_eq!(world.session.manifest(), before, "{what}");
+                assert_eq!(world.session.status().unwrap().frozen, 0, "{what}");
+                write(&world, 1, &bytes_of(6, BLOCK));
+                snapshot(&world, "x");
+            }
+            let image = world.read();
+            drop(world);
+            let world = World::open(&*root, 1).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(world.read() == image, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_seal_is_taken_up_by_the_next_start() {
+    let disk = MemoryFs::new();
+    let root = disk.root();
+    let mut world = World::create(&*root, 1);
+    let mut oracle = Oracle::new();
+    let write = |at, len| Step::Write {
+        at,
+        len,
+        fua: false,
+    };
+    for step in [
+        write(0, 9000),
+        Step::Freeze("one"),
+        write(10, 10),
+        Step::Freeze("two"),
+    ] {
+        assert!(world.step(&step, &mut oracle));
+    }
+    world.session.stop();
+    assert!(!world.session.seal_next(), "it is interrupted");
+    drop(world);
+    let world = World::open(&*root, 1).unwrap();
+    while world.session.seal_next() {}
+    world.check_names(&oracle, "taken up");
+    for text in ["one", "two"] {
+        assert!(world.store.has(&name(text)).unwrap(), "{text}");
+    }
+    assert!(world.read() == oracle.image());
+    assert_eq!(world.session.status().unwrap().frozen, 0);
+    let left = root.open_dir("session").unwrap().list().unwrap();
+    let caches = left.iter().filter(|n| n.starts_with("cache-")).count();
+    assert_eq!(caches, 2, "data and journal of one cache: {left:?}");
+}
+
+#[test]
+fn what_cannot_be_a_session_is_refused_with_the_reason() {
+    let (disk, world) = fresh();
+    let root = disk.root();
+    let around = |dir: &str| Surroundings {
+        dir: root.open_dir(dir).unwrap(),
+        store: Arc::clone(&world.store),
+        store_path: "store".into(),
+        host: BootHost::new(1),
+        say: Box::new(|_| {}),
+    };
+    let why = |result: Result<Session, SessionError>| result.err().unwrap().to_string();
+    assert_eq!(
+        why(Session::open(around("session"))),
+        "the session is in use by another process"
+    );
+    let none = Session::create(around("session"), &name("nope"), None);
+    assert!(why(none).contains("no snapshot nope"));
+    assert!(why(Session::create(around("store"), &name("base"), None)).contains("not empty"));
+    root.create_dir("empty").unwrap();
+    assert!(matches!(
+        Session::open(around("empty")),
+        Err(SessionError::NotASession)
+    ));
+    let small = Session::create(around("empty"), &name("base"), Some(BASE_BYTES as u64 - 1));
+    assert!(matches!(small, Err(SessionError::Size(_))));
+    // What a crash left in the middle of a creation is no obstacle.
+    let empty = root.open_dir("empty").unwrap();
+    empty.create("cache-1.data").unwrap();
+    empty.create("session.json.new").unwrap();
+    drop(Session::create(around("empty"), &name("base"), None).unwrap());
+    drop(world);
+    let file = root.open_dir("session").unwrap();
+    let manifest = file
+        .open("session.json", cowslip_block::files::Access::ReadWrite)
+        .unwrap();
+    manifest.write_at(b"x", 20).unwrap();
+    let Err(SessionError::Damaged(why)) = World::open(&*root, 1).map(drop) else {
+        panic!("a damaged manifest opens")
+    };
+    assert!(why.contains("session.json"), "{why}");
+    assert!(Manifest::read(&*file).is_err());
+}
+
+/// On a real file system, with the threads: snapshots one after the other while writes go on.
+#[test]
+fn workers_seal_and_tidy_behind_the_writes() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = RealDir::open(temp.path()).unwrap();
+    let world = World::create(&root, 1);
+    let session = Arc::new(world.session);
+    let workers = Workers::start(&session, |line| panic!("{line}")).unwrap();
+    let device = session.device();
+    let mut seals = Vec::new();
+    for round in 0..20u64 {
+        device
+            .write(ByteOffset(round % 7 * 4096), &bytes_of(round, 9000))
+            .unwrap();
+        device.trim(ByteRange::new(8 * 4096, 9 * 4096)).unwrap();
+        let text = format!("round-{round}");
+        seals.push(
+            session
+                .freeze(&name(&text), &SnapshotOptions::default())
+                .unwrap(),
+        );
+    }
+    for (round, seal) in (1..).zip(seals) {
+        let header = seal
+            .wait(Duration::from_secs(60))
+            .expect("in time")
+            .unwrap();
+        assert_eq!(header.meta().generation, round);
+    }
+    let reading = |session: &Session| {
+        let mut bytes = vec![0; SIZE_BYTES];
+        (&*session.device())
+            .read_at(ByteOffset(0), &mut bytes)
+            .unwrap();
+        bytes
+    };
+    let image = reading(&session);
+    drop(workers);
+    drop((device, session));
+    let world = World::open(&root, 1).unwrap();
+    assert!(world.read() == image);
+    assert_eq!(world.session.manifest().base_name, name("round-19"));
+    let caches = Caches {
+        frame_bytes: 1 << 20,
+        node_bytes: 1 << 20,
+    };
+    let dir = root.open_dir("store").unwrap();
+    let again = Store::open(&*dir, BootHost::new(1), caches).unwrap();
+    assert_eq!(again.list().unwrap().len(), 21);
+}
