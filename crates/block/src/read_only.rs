@@ -11,7 +11,10 @@ pub struct ReadOnly(pub Arc<dyn Device>);
 
 impl Device for ReadOnly {
     fn geometry(&self) -> Geometry {
-        Geometry { read_only: true, ..self.0.geometry() }
+        Geometry {
+            read_only: true,
+            ..self.0.geometry()
+        }
     }
 
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {

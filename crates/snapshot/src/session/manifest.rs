@@ -78,14 +78,17 @@ impl Manifest {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| SessionError::io("opening session.json", e))?,
         };
-        let bytes = read_all(&*file, BYTES_MAX)
-            .map_err(|e| SessionError::io("reading session.json", e))?;
+        let bytes =
+            read_all(&*file, BYTES_MAX).map_err(|e| SessionError::io("reading session.json", e))?;
         Self::parse(&bytes).map(Some)
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, SessionError> {
         let damaged = |why: String| SessionError::Damaged(format!("session.json {why}"));
-        let line_end = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
+        let line_end = bytes
+            .iter()
+            .position(|b| *b == b'\n')
+            .map_or(bytes.len(), |at| at + 1);
         let (json, check) = bytes.split_at(line_end);
         if check != checksum(json).as_bytes() {
             return Err(damaged("does not match its checksum".into()));
@@ -94,7 +97,9 @@ impl Manifest {
             serde_json::from_slice(json).map_err(|e| damaged(format!("does not parse: {e}")))?;
         if manifest.version != VERSION {
             let version = manifest.version;
-            return Err(damaged(format!("has version {version}; this release reads {VERSION}")));
+            return Err(damaged(format!(
+                "has version {version}; this release reads {VERSION}"
+            )));
         }
         if manifest.caches.is_empty() {
             return Err(damaged("lists no cache".into()));
@@ -132,7 +137,10 @@ mod tests {
             base_name: name,
             size_bytes: 10,
             block_size_bytes: 4096,
-            caches: vec![CacheEntry { name: "cache-1".into(), seal: None }],
+            caches: vec![CacheEntry {
+                name: "cache-1".into(),
+                seal: None,
+            }],
             next_cache: 2,
         };
         let temp = tempfile::tempdir().unwrap();

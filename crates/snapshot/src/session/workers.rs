@@ -26,13 +26,20 @@ impl Workers {
         session: &Arc<Session>,
         say: impl Fn(&str) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let mut workers = Self { session: Arc::clone(session), threads: Vec::new() };
+        let mut workers = Self {
+            session: Arc::clone(session),
+            threads: Vec::new(),
+        };
         let sealing = Arc::clone(session);
         let tidying = Arc::clone(session);
         let seal = move || while sealing.wait_for_seal() && sealing.seal_next() {};
         let tidy = move || run_tidy(&tidying, &say);
-        workers.threads.push(thread::Builder::new().name("seal".into()).spawn(seal)?);
-        workers.threads.push(thread::Builder::new().name("tidy".into()).spawn(tidy)?);
+        workers
+            .threads
+            .push(thread::Builder::new().name("seal".into()).spawn(seal)?);
+        workers
+            .threads
+            .push(thread::Builder::new().name("tidy".into()).spawn(tidy)?);
         Ok(workers)
     }
 }

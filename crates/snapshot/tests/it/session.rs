@@ -358,9 +358,7 @@ fn workers_seal_and_tidy_behind_the_writes() {
     }
     let reading = |session: &Session| {
         let mut bytes = vec![0; SIZE_BYTES];
-        (&*session.device())
-            .read_at(ByteOffset(0), &mut bytes)
-            .unwrap();
+        session.device().read_at(ByteOffset(0), &mut bytes).unwrap();
         bytes
     };
     let image = reading(&session);

@@ -309,7 +309,8 @@ impl World {
 
     pub(crate) fn read(&self) -> Vec<u8> {
         let mut bytes = vec![0xee; SIZE_BYTES];
-        (&*self.session.device())
+        self.session
+            .device()
             .read_at(ByteOffset(0), &mut bytes)
             .unwrap();
         bytes

@@ -30,44 +30,30 @@
 //!
 //! Replay stops at the first record that is not the next one: a torn or lost tail was never flushed.
 
+mod record;
+
 use std::io;
 use std::sync::Arc;
 
+pub(super) use self::record::{Mark, RECORD_BLOCKS_MAX};
+use self::record::{decode, encode, u32_at, u64_at};
 use crate::files::{Access, Dir, File, read_all, replace_file};
-use crate::units::{BlockRange, BlockSize};
+use crate::units::BlockSize;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"CSLPJRNL";
 const STATE_MAGIC: &[u8; 8] = b"CSLPSTAT";
 const VERSION: u32 = 1;
 const SEGMENT_HEAD: usize = 64;
-const RECORD_HEAD: usize = 32;
 const STATE_HEAD: usize = 48;
 /// Room that is allocated at a time.
 const STEP_BYTES: u64 = 256 << 10;
 /// Room that only `zero`, `flushed` and `closed` records may use: 2,048 of them.
 const RESERVE_BYTES: u64 = 64 << 10;
-/// The most blocks that one `dirty` record speaks of.
-pub(super) const RECORD_BLOCKS_MAX: u64 = 64;
 /// A segment is never longer; a cache starts a new one long before.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// A checkpoint is never longer: 2^34 blocks of four states, all scattered, take 6 GiB of roaring;
 /// this is what a machine may reasonably hold.
 const STATE_BYTES_MAX: u64 = 8 << 30;
-
-/// What a record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    /// These blocks hold bytes; the crc32c of each.
-    Dirty(BlockRange, Vec<u32>),
-    /// These blocks read as zeros.
-    Zero(BlockRange),
-    /// As zero, with the room kept.
-    Provisioned(BlockRange),
-    /// All records before this number have their bytes on disk.
-    Flushed(u64),
-    /// Nothing follows.
-    Closed,
-}
 
 /// The open end of the journal.
 #[derive(Debug)]
@@ -366,58 +352,6 @@ impl Journal {
     }
 }
 
-fn encode(mark: &Mark, sequence: u64) -> Vec<u8> {
-    let (kind, start, count, crcs): (u8, u64, u64, &[u32]) = match mark {
-        Mark::Dirty(r, crcs) => (1, r.start.0, r.count().0, crcs),
-        Mark::Zero(r) => (2, r.start.0, r.count().0, &[]),
-        Mark::Flushed(upto) => (3, *upto, 0, &[]),
-        Mark::Closed => (4, 0, 0, &[]),
-        Mark::Provisioned(r) => (5, r.start.0, r.count().0, &[]),
-    };
-    let mut record = Vec::with_capacity(RECORD_HEAD + crcs.len() * 4);
-    record.extend_from_slice(&[0, 0, 0, 0, kind, 0, 0, 0]);
-    record.extend_from_slice(&sequence.to_le_bytes());
-    record.extend_from_slice(&start.to_le_bytes());
-    record.extend_from_slice(&count.to_le_bytes());
-    for crc in crcs {
-        record.extend_from_slice(&crc.to_le_bytes());
-    }
-    let crc = crc32c::crc32c(&record[4..]);
-    record[..4].copy_from_slice(&crc.to_le_bytes());
-    record
-}
-
-/// The record at the start of `bytes`, if it is whole and has this number; and its length.
-fn decode(bytes: &[u8], sequence: u64) -> Option<(Mark, usize)> {
-    let head = bytes.get(..RECORD_HEAD)?;
-    let (start, count) = (u64_at(head, 16), u64_at(head, 24));
-    let range = BlockRange::new(start, start.checked_add(count)?);
-    let crcs = match head[4] {
-        1 if count <= RECORD_BLOCKS_MAX => usize::try_from(count).ok()?,
-        1 => return None,
-        _ => 0,
-    };
-    let len = RECORD_HEAD + crcs * 4;
-    let record = bytes.get(..len)?;
-    if u32_at(head, 0) != crc32c::crc32c(&record[4..]) || u64_at(head, 8) != sequence {
-        return None;
-    }
-    let mark = match head[4] {
-        1 => Mark::Dirty(
-            range,
-            (0..crcs)
-                .map(|i| u32_at(record, RECORD_HEAD + i * 4))
-                .collect(),
-        ),
-        2 => Mark::Zero(range),
-        3 => Mark::Flushed(start),
-        4 => Mark::Closed,
-        5 => Mark::Provisioned(range),
-        _ => return None,
-    };
-    Some((mark, len))
-}
-
 fn check_version(name: &str, version: u32) -> io::Result<()> {
     if version == VERSION {
         return Ok(());
@@ -430,18 +364,11 @@ fn corrupt(name: &str, why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{name} {why}"))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::files::RealDir;
+    use crate::units::BlockRange;
 
     fn place(dir: &dyn Dir) -> Place<'_> {
         Place {

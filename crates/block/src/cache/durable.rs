@@ -1,0 +1,114 @@
+//! Durability: flushes, the end of a frozen cache, and checkpoints (invariant 2).
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::journal::Mark;
+use super::{Cache, JOURNAL_BYTES, locked, place};
+use crate::device::DeviceError;
+
+impl Cache {
+    /// Makes all that has returned survive a power cut: its bytes, then its marks.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; a failed sync poisons the session.
+    pub fn flush(&self) -> Result<(), DeviceError> {
+        let _one = locked(&self.flushing);
+        self.health.check()?;
+        if !self.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let flushed = self.flush_now();
+        if flushed.is_err() {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        flushed
+    }
+
+    fn flush_now(&self) -> Result<(), DeviceError> {
+        // Whatever the reason: the kernel may have dropped what it could not write.
+        let failed = |e: io::Error| self.health.poison(&format!("a sync failed: {e}"));
+        let upto = locked(&self.journal).next_sequence();
+        self.file.sync().map_err(failed)?;
+        let file = {
+            let mut journal = locked(&self.journal);
+            let marked = journal.append(&Mark::Flushed(upto));
+            marked.map_err(|e| self.health.judge("writing the session's journal", e))?;
+            journal.file()
+        };
+        for older in locked(&self.unsynced_segments).drain(..) {
+            older.sync().map_err(failed)?;
+        }
+        file.sync().map_err(failed)
+    }
+
+    /// For a frozen cache: waits for its last request, makes it durable, and says so on disk, so
+    /// that it counts as whole even after a power cut.
+    ///
+    /// # Errors
+    /// As [`Cache::flush`].
+    pub fn finish(&self) -> Result<(), DeviceError> {
+        self.drain();
+        if self.is_finished() {
+            return Ok(());
+        }
+        self.flush()?;
+        self.append_closed()
+            .map_err(|e| self.health.judge("closing a frozen cache", e))?;
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub(super) fn append_closed(&self) -> io::Result<()> {
+        let mut journal = locked(&self.journal);
+        journal.append(&Mark::Closed)?;
+        journal.file().sync()
+    }
+
+    /// Frozen, and whole on disk?
+    pub fn is_finished(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Did it hold all that had been acknowledged when it was opened? After a power cut only a
+    /// cache that was finished does for certain.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Is the journal long enough to be worth a checkpoint?
+    pub fn wants_checkpoint(&self) -> bool {
+        locked(&self.journal).len() > self.journal_due.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the journal so far by the states as they are. Writers go on meanwhile: they append
+    /// to a new segment; only flushes wait.
+    ///
+    /// # Errors
+    /// The file system's own; the journal is as good as before then.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        let _one = locked(&self.flushing);
+        let place = place(&*self.dir, &self.name, &self.geometry, self.boot_id);
+        let segment = locked(&self.journal).segment() + 1;
+        let prepared = place.prepare(segment)?;
+        let (states, next, started) = {
+            let mut journal = locked(&self.journal);
+            let next = journal.next_sequence();
+            let new = prepared.start(&place, next)?;
+            let started = new.file();
+            let old = std::mem::replace(&mut *journal, new);
+            locked(&self.unsynced_segments).push(old.file());
+            (self.export(), next, started)
+        };
+        self.file.sync()?;
+        started.sync()?;
+        let encoded = states.encode();
+        place.write_state(segment, next, &encoded)?;
+        locked(&self.unsynced_segments).clear();
+        self.journal_due.store(
+            JOURNAL_BYTES.max(encoded.len() as u64 * 8),
+            Ordering::Relaxed,
+        );
+        place.remove_before(segment)
+    }
+}

@@ -1,0 +1,69 @@
+//! Recovery: from what a journal says to the states of the blocks.
+
+use std::io;
+
+use super::BlockState::{Dirty, Untouched, Zero, ZeroHeld};
+use super::journal::{Mark, Replay};
+use super::{BlockState, TRACKED, apply, new_tracker};
+use crate::device::Geometry;
+use crate::files::File;
+use crate::tracker::StateTracker;
+use crate::units::{BlockRange, BlockSize};
+
+/// The states that a journal speaks of, and whether the cache was closed.
+pub(super) fn recover(
+    replay: &Replay,
+    geometry: &Geometry,
+    file: &dyn File,
+) -> io::Result<(StateTracker<BlockState>, bool)> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let mut states = new_tracker(geometry);
+    let all = BlockRange::new(0, states.count_blocks().0);
+    if let Some(bytes) = &replay.states {
+        states = StateTracker::decode(
+            bytes,
+            states.count_blocks(),
+            Untouched,
+            &[Dirty, ZeroHeld, Zero],
+        )
+        .map_err(|e| invalid(format!("a checkpoint does not decode: {e}")))?;
+    }
+    let mut closed = false;
+    for (mark, flushed) in &replay.marks {
+        if let Mark::Dirty(blocks, _) | Mark::Zero(blocks) | Mark::Provisioned(blocks) = mark
+            && blocks.intersect(all) != *blocks
+        {
+            return Err(invalid(format!(
+                "the journal speaks of {blocks:?}, past the end"
+            )));
+        }
+        match mark {
+            Mark::Dirty(blocks, crcs) if !flushed && !replay.same_boot => {
+                apply_what_is_there(&mut states, *blocks, crcs, geometry.block_size, file)?;
+            }
+            mark => apply(&mut states, mark),
+        }
+        closed = *mark == Mark::Closed;
+    }
+    Ok((states, closed))
+}
+
+/// Invariant 2, after a power cut: a mark without its bytes does not count.
+fn apply_what_is_there(
+    states: &mut StateTracker<BlockState>,
+    blocks: BlockRange,
+    crcs: &[u32],
+    size: BlockSize,
+    file: &dyn File,
+) -> io::Result<()> {
+    let mut bytes = vec![0; size.bytes_usize()];
+    for (block, crc) in blocks.iter().zip(crcs) {
+        file.read_at(&mut bytes, size.offset_of(block).0)?;
+        if crc32c::crc32c(&bytes) == *crc {
+            states
+                .set_range(BlockRange::one(block), Dirty)
+                .expect(TRACKED);
+        }
+    }
+    Ok(())
+}
