@@ -196,8 +196,8 @@ impl Server {
     }
 
     /// Stops, within two seconds, clients or not: requests already received are answered if their
-    /// clients read the answers. Says how many threads had to be left behind (0 unless the device
-    /// hangs). A second call does nothing.
+    /// clients read the answers. Says how many threads had to be left behind: 0, unless the device
+    /// hangs or standard output does. A second call does nothing.
     pub fn stop(&self) -> usize {
         let shared = &self.shared;
         locked(&shared.threads).stopping = true;

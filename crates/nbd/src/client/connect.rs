@@ -1,5 +1,6 @@
 //! The handshake, client's side: STRUCTURED_REPLY, SET_META_CONTEXT, GO, each optional but the last.
 
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
 use rustix::net::sockopt::set_tcp_nodelay;
@@ -49,9 +50,9 @@ impl Client {
             next_cookie: 1,
             unsent: Buffer::default(),
             inbox: Buffer::default(),
-            in_flight: super::HashMap::new(),
+            in_flight: HashMap::new(),
             filling: None,
-            answered: super::VecDeque::new(),
+            answered: VecDeque::new(),
         })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use proptest::prelude::*;
+
 use super::ram::Ram;
 use super::raw::{Raw, Simple, request};
 use super::rig::{MIB, Rig, pattern};
@@ -415,4 +417,44 @@ fn status_of_both_contexts() {
     raw.put(&request(8, STATUS, 2, 8192, 1 << 19));
     assert_eq!(decode(&raw.chunk().payload), (1, vec![(4096, 0)]));
     assert_eq!(decode(&raw.chunk().payload), (2, vec![(4096, 1)]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_is_asked_each_request_has_one_answer(
+        asked in proptest::collection::vec(
+            (
+                prop_oneof![9 => 0u16..8, 1 => any::<u16>()],
+                prop_oneof![3 => Just(0u16), 2 => 0u16..32, 1 => any::<u16>()],
+                prop_oneof![9 => 0u64..(1 << 20), 1 => any::<u64>()],
+                prop_oneof![9 => 0u32..70_000, 1 => any::<u32>()],
+            ),
+            1..60,
+        ),
+    ) {
+        let rig = Rig::of_bytes(1 << 20);
+        let mut raw = Raw::transmission(rig.socket(), true);
+        let mut expected = Vec::new();
+        for (cookie, (kind, flags, offset, len)) in (0u64..).zip(asked) {
+            if kind == DISC {
+                continue;
+            }
+            let len = if kind == WRITE { len % 70_000 } else { len };
+            raw.put(&request(flags, kind, cookie, offset, len));
+            if kind == WRITE {
+                raw.put(&vec![0x25; len as usize]);
+            }
+            expected.push(cookie);
+        }
+        let mut answered = Vec::new();
+        while answered.len() < expected.len() {
+            answered.extend(raw.answered());
+        }
+        answered.sort_unstable();
+        prop_assert_eq!(answered, expected);
+        raw.assert_in_step(true);
+        drop((raw, rig.server));
+        prop_assert_eq!(&*rig.said.lock().unwrap(), &[""; 0]);
+    }
 }

@@ -158,6 +158,18 @@ impl Raw {
         }
     }
 
+    /// Reads one reply, or one chunk of one. Says whose it was, where it was the last.
+    pub(crate) fn answered(&mut self) -> Option<u64> {
+        let mut magic = [0; 4];
+        let peeked = rustix::net::recv(&self.0, &mut magic[..], rustix::net::RecvFlags::PEEK);
+        assert!(peeked.unwrap().1 > 0, "the server has closed");
+        if magic[0] == 0x67 {
+            return Some(self.simple().cookie);
+        }
+        let chunk = self.chunk();
+        (chunk.flags & 1 == 1).then_some(chunk.cookie)
+    }
+
     /// The connection is in step: a read of one byte is answered.
     pub(crate) fn assert_in_step(&mut self, structured: bool) {
         self.put(&request(0, 0, 4711, 0, 1));

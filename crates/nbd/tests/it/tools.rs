@@ -27,7 +27,13 @@ macro_rules! needs {
 }
 
 fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap();
+    // Some leave files where they are started.
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(&dir)
+        .output()
+        .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(
