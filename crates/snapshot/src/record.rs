@@ -15,7 +15,7 @@ const MARKER_MAGIC: [u8; 8] = *b"cowslipS";
 const RECORD_MAGIC: [u8; 8] = *b"cowslipN";
 const VERSION: u32 = 1;
 const MARKER_BYTES: usize = 16;
-const RECORD_BYTES: usize = 56;
+pub(crate) const RECORD_BYTES: usize = 56;
 
 /// What a snapshot's name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -67,7 +67,7 @@ impl Default for Caches {
 pub struct StoredBytes {
     /// Its layer object.
     pub payload: u64,
-    /// Its header object.
+    /// Its header object, and the record of its name.
     pub header: u64,
 }
 
@@ -362,11 +362,11 @@ impl Store {
         synced.map_err(|e| StoreError::io("syncing snapshots/", e))
     }
 
-    /// What the snapshot added to the store.
+    /// What the snapshot added to the store: the bytes of the files that came with it.
     pub fn stored_bytes(&self, header: &Header) -> StoredBytes {
         StoredBytes {
             payload: header.meta().payload_bytes,
-            header: header.object_bytes(),
+            header: header.object_bytes() + record::RECORD_BYTES as u64,
         }
     }
 
