@@ -100,8 +100,15 @@ impl Target {
             let store = open_store(&store_path, caches)?;
             return Self::without_session(args, name, &store, &store_path);
         };
-        let dir = RealDir::open_or_create(path).map_err(|e| Failure::file(path, &e))?;
-        let dir = Arc::new(dir);
+        let dir = match RealDir::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // A session that cannot begin leaves no directory behind.
+                open_store(&context.store_path()?, caches)?.resolve(begin_from(args)?)?;
+                RealDir::open_or_create(path)
+            }
+            there => there,
+        };
+        let dir = Arc::new(dir.map_err(|e| Failure::file(path, &e))?);
         let known = Manifest::read(&*dir)?;
         let store_path = match (&context.global.store, &known) {
             (None, Some(manifest)) => manifest.store.clone(),
@@ -114,12 +121,7 @@ impl Target {
                 check_same(args, &manifest)?;
                 Session::open(around)
             }
-            None => {
-                let name = args.name.as_ref().ok_or(SessionError::NotASession).map_err(|e| {
-                    Failure::from(e).hint("name the snapshot that a new session begins from")
-                })?;
-                Session::create(around, name, args.size.map(|s| s.0))
-            }
+            None => Session::create(around, begin_from(args)?, args.size.map(|s| s.0)),
         };
         let session = session.map_err(|e| Failure::from(e).about(path.display()))?;
         Self::live(session, &dir, store, path.clone(), None)
@@ -213,6 +215,15 @@ fn surroundings(
         store_path,
         host: Arc::new(RealHost),
         say: Box::new(complain),
+    })
+}
+
+/// The snapshot that a new session begins from.
+fn begin_from(args: &Serve) -> Result<&SnapshotName, Failure> {
+    args.name.as_ref().ok_or_else(|| {
+        let failure = Failure::from(SessionError::NotASession)
+            .hint("name the snapshot that a new session begins from");
+        args.session.iter().fold(failure, |failure, path| failure.about(path.display()))
     })
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cowslip_block::files::RealDir;
+use cowslip_snapshot::header::Header;
 use cowslip_snapshot::host::RealHost;
 use cowslip_snapshot::session::{
-    Manifest, Session, SessionError, SnapshotOptions, Surroundings, Workers,
+    Manifest, Seal, Session, SessionError, SnapshotOptions, Surroundings, Workers,
 };
 use cowslip_snapshot::store::Caches;
 
@@ -81,6 +82,8 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
     let manifest = Manifest::read(&**dir)?.ok_or(SessionError::NotASession)?;
     let store_path = context.global.store.clone().unwrap_or(manifest.store);
     let store = open_store(&store_path, Caches::default())?;
+    // The session remembers it, for whoever opens it from another directory.
+    let store_path = store_path.canonicalize().map_err(|e| Failure::file(&store_path, &e))?;
     let session = match Session::open(Surroundings {
         dir: Arc::clone(dir) as _,
         store: Arc::clone(&store),
@@ -91,16 +94,24 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
         Err(SessionError::InUse) => return Err(SessionOr::InUse),
         other => Arc::new(other?),
     };
+    let workers = Workers::start(&session, complain).map_err(|e| Failure::failed(e.to_string()))?;
+    // What was asked for before and interrupted comes first; how it ends was somebody else's business.
+    for seal in session.pending() {
+        drop(end_of(&seal));
+    }
     let begun = Instant::now();
     let options = SnapshotOptions { replace: args.replace, dedup: !args.no_dedup };
     let seal = session.freeze(&args.name, &options)?;
-    let workers = Workers::start(&session, complain).map_err(|e| Failure::failed(e.to_string()))?;
-    let header = loop {
-        if let Some(outcome) = seal.wait(Duration::from_millis(100)) {
-            break outcome?;
-        }
-    };
+    let header = end_of(&seal)?;
     drop(workers);
     let taken = Taken::new(&store, &args.name, &header, seal.held(), begun.elapsed())?;
     Ok(taken)
+}
+
+fn end_of(seal: &Seal) -> Result<Arc<Header>, SessionError> {
+    loop {
+        if let Some(outcome) = seal.wait(Duration::from_millis(100)) {
+            return outcome;
+        }
+    }
 }
