@@ -1,0 +1,43 @@
+//! The command from outside, with real clients: one binary, a module a subject.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails"
+)]
+
+#[path = "it/bytes.rs"]
+mod bytes;
+#[path = "it/clients.rs"]
+mod clients;
+#[path = "it/contract.rs"]
+mod contract;
+#[path = "it/cut.rs"]
+mod cut;
+#[path = "it/damage.rs"]
+mod damage;
+#[path = "it/ending.rs"]
+mod ending;
+#[path = "it/ext4.rs"]
+mod ext4;
+#[path = "it/full.rs"]
+mod full;
+#[path = "it/history.rs"]
+mod history;
+#[path = "it/images.rs"]
+mod images;
+#[path = "it/kill.rs"]
+mod kill;
+#[path = "it/mixed.rs"]
+mod mixed;
+#[path = "it/qemu.rs"]
+mod qemu;
+#[path = "it/rig.rs"]
+mod rig;
+#[path = "it/session.rs"]
+mod session;
+#[path = "it/sockets.rs"]
+mod sockets;
+#[path = "it/sparse.rs"]
+mod sparse;
+#[path = "it/tools.rs"]
+mod tools;

@@ -1,0 +1,123 @@
+//! Damage in the store: exit code 4, the object named, and nothing else taken down with it.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::bytes::{MIB, noise};
+use crate::rig::{Rig, said};
+
+fn rig() -> Rig {
+    let rig = Rig::new();
+    rig.import("base", &noise(1, MIB));
+    rig
+}
+
+/// The one file in a directory of the store.
+fn object(rig: &Rig, kind: &str) -> PathBuf {
+    let mut all = std::fs::read_dir(rig.store().join(kind)).unwrap();
+    let object = all.next().unwrap().unwrap().path();
+    assert!(all.next().is_none());
+    object
+}
+
+fn flip(path: &PathBuf, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_layer_is_4_and_named() {
+    let rig = rig();
+    let layer = object(&rig, "layers");
+    let name = format!("layers/{}", layer.file_name().unwrap().to_str().unwrap());
+    flip(&layer, 70_000);
+    let said = rig.fails(4, "verify base");
+    assert!(said.contains(&name), "{said}");
+    let output = rig.run("verify base --json");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["ok"], &report["damage"][0]["object"]),
+        (&false.into(), &name.as_str().into())
+    );
+    let said = rig.fails(4, "export base out.raw");
+    assert!(said.contains(&name), "{said}");
+    let left = std::fs::read_dir(rig.path(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["store"], "no half of an export");
+    // It can still be served: what is damaged fails, what is not is there, and so is the client.
+    let served = rig.serve("base --session s");
+    let mut client = served.client();
+    let mut bytes = vec![0; 4096];
+    let refused = client.read(70_000 / 4096 * 4096, &mut bytes).unwrap_err();
+    assert!(refused.to_string().contains("EIO"), "{refused}");
+    client.read(512 << 10, &mut bytes).unwrap();
+    assert!(bytes == noise(1, MIB)[512 << 10..][..4096]);
+    // A part of a damaged block cannot be written; all of it can.
+    client.write(70_001, b"x").unwrap_err();
+    client.write(0, &noise(2, 256 << 10)).unwrap();
+    rig.ok("snapshot s healed");
+    rig.ok("verify healed");
+    // Cut short, and gone.
+    let bytes = std::fs::read(&layer).unwrap();
+    std::fs::write(&layer, &bytes[..bytes.len() - 1]).unwrap();
+    for _ in 0..2 {
+        let said = rig.fails(4, "verify base");
+        assert!(said.contains(&name), "{said}");
+        rig.fails(4, "export base out.raw");
+        drop(std::fs::remove_file(&layer));
+    }
+}
+
+#[test]
+fn a_damaged_header_or_record_is_4_and_named() {
+    for kind in ["headers", "snapshots"] {
+        let rig = rig();
+        let object = object(&rig, kind);
+        let name = format!("{kind}/{}", object.file_name().unwrap().to_str().unwrap());
+        let len = std::fs::metadata(&object).unwrap().len();
+        rig.file("b.raw", &noise(3, 8192));
+        rig.ok("import b.raw other");
+        for at in [0, 20, usize::try_from(len).unwrap() - 1] {
+            flip(&object, at);
+            for line in [
+                "inspect base",
+                "verify base",
+                "export base out.raw",
+                "serve base --session s",
+            ] {
+                let output = rig.run(line);
+                // A version that is not known is no damage that can be told.
+                assert_eq!(
+                    output.status.code(),
+                    Some(4),
+                    "{line}, byte {at}: {}",
+                    said(&output)
+                );
+                assert!(
+                    said(&output).contains(&name),
+                    "{line}, byte {at}: {}",
+                    said(&output)
+                );
+            }
+            let output = rig.run("ls --json");
+            assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+            let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let row = |i: usize| (&list[i]["name"], list[i]["error"].is_string());
+            assert_eq!(
+                (row(0), row(1)),
+                ((&"base".into(), true), (&"other".into(), false))
+            );
+            rig.fails(4, "ls");
+            flip(&object, at);
+        }
+        rig.ok("verify base");
+        // A damaged snapshot can be taken off the list.
+        flip(&object, 20);
+        rig.ok("rm base");
+        rig.ok("ls");
+        rig.ok("verify other");
+    }
+}

@@ -1,0 +1,56 @@
+//! Programs that others wrote, and what a test does without them.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::rig::said;
+
+/// Are these programs there? If not, the test says so and is over; where COWSLIP_REQUIRE_TOOLS is
+/// set, that is a failure.
+pub(crate) fn have(test: &str, tools: &[&str]) -> bool {
+    let missing: Vec<_> = tools
+        .iter()
+        .copied()
+        .filter(|t| tool(t).is_none())
+        .collect();
+    missing.is_empty() || !skip(test, &missing.join(", "))
+}
+
+/// Says that a test is left out for want of something.
+pub(crate) fn skip(test: &str, needs: &str) -> bool {
+    let required = std::env::var_os("COWSLIP_REQUIRE_TOOLS").is_some_and(|v| v == "1");
+    assert!(!required, "{test} needs {needs}");
+    eprintln!("SKIP {test}: needs {needs}");
+    true
+}
+
+/// Where a program is; those of e2fsprogs are not on everybody's PATH. `python3-nbd` is the system's
+/// Python with libnbd's module.
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
+    if name == "python3-nbd" {
+        let python = PathBuf::from("/usr/bin/python3");
+        let tried = Command::new(&python).args(["-c", "import nbd"]).output();
+        return tried.is_ok_and(|o| o.status.success()).then_some(python);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    places.map(|p| p.join(name)).find(|p| p.is_file())
+}
+
+/// Runs a tool that must succeed; its standard output.
+#[track_caller]
+pub(crate) fn run<A: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = A>) -> String {
+    let mut command = Command::new(tool(name).unwrap());
+    let output = command.args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", said(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a Python script with libnbd; its arguments are `sys.argv[1:]`.
+#[track_caller]
+pub(crate) fn python<A: AsRef<OsStr>>(script: &str, args: impl IntoIterator<Item = A>) -> String {
+    let script = [OsStr::new("-c"), OsStr::new(script)].map(OsStr::to_owned);
+    let args = args.into_iter().map(|a| a.as_ref().to_owned());
+    run("python3-nbd", script.into_iter().chain(args))
+}
