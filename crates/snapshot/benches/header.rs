@@ -2,31 +2,44 @@
 //! written, and 4 KiB read from it.
 //!
 //! A header is built and encoded in one step (its nodes are hashed as they are made), decoded again
-//! and stored: `build` is all of that, on a file system in memory. `build_one` is a snapshot of one
+//! and stored: `build` is all of that, in `/dev/shm` where there is one. `build_one` is a snapshot of one
 //! changed block on top.
 #![allow(missing_docs, reason = "criterion's macros make items without")]
 #![allow(clippy::print_stderr, reason = "a figure beside the times")]
 
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cowslip_block::files::RealDir;
 use cowslip_block::{BlockIndex, BlockRange, BlockSize, ByteOffset, Device};
-use cowslip_sim::MemoryFs;
 use cowslip_snapshot::host::RealHost;
 use cowslip_snapshot::{
     Caches, DiffFigures, Header, HeaderSpec, Image, LayerId, MapRun, Store, Target,
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tempfile::TempDir;
 use uuid::Uuid;
 
-fn store(fs: &MemoryFs, frame_bytes: u64) -> Arc<Store> {
+fn temp_dir() -> TempDir {
+    let shm = Path::new("/dev/shm");
+    let made = if shm.is_dir() {
+        tempfile::tempdir_in(shm)
+    } else {
+        tempfile::tempdir()
+    };
+    made.expect("a temporary directory")
+}
+
+fn store(at: &TempDir, frame_bytes: u64) -> Arc<Store> {
     let caches = Caches {
         frame_bytes,
         node_bytes: 1 << 30,
     };
-    let store = Store::open_or_create(fs.root().as_ref(), Arc::new(RealHost), caches);
-    Arc::new(store.expect("memory takes a store"))
+    let dir = RealDir::open(at.path()).expect("it was just made");
+    let store = Store::open_or_create(&dir, Arc::new(RealHost), caches);
+    Arc::new(store.expect("an empty directory becomes a store"))
 }
 
 /// Runs of two blocks in every four, in one layer or another, none beside its neighbour.
@@ -76,10 +89,11 @@ fn headers(c: &mut Criterion) {
         let label = |what: &str| BenchmarkId::new(what.to_owned(), runs);
         group.bench_function(label("build"), |b| {
             // A store for each, so that memory does not fill up with headers.
-            b.iter(|| put(&store(&MemoryFs::new(), 0), None, blocks, &changes));
+            let build = |temp| put(&store(&temp, 0), None, blocks, &changes);
+            b.iter_batched(temp_dir, build, BatchSize::PerIteration);
         });
-        let fs = MemoryFs::new();
-        let here = store(&fs, 0);
+        let temp = temp_dir();
+        let here = store(&temp, 0);
         let header = put(&here, None, blocks, &changes);
         let bytes = header.object_bytes();
         eprintln!(
@@ -98,7 +112,7 @@ fn headers(c: &mut Criterion) {
         });
         group.bench_function(label("open_cold_and_look_up"), |b| {
             b.iter(|| {
-                let cold = store(&fs, 0).open_header(header.id()).expect("a header");
+                let cold = store(&temp, 0).open_header(header.id()).expect("a header");
                 cold.runs(BlockRange::one(BlockIndex(blocks / 3)))
             });
         });
@@ -135,16 +149,15 @@ fn layers(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(payload.len() as u64));
     group.bench_function("write_64_mib", |b| {
         b.iter(|| {
-            let mut writer = store(&MemoryFs::new(), 0)
-                .layer_writer(size)
-                .expect("a writer");
+            let mut writer = store(&temp_dir(), 0).layer_writer(size).expect("a writer");
             writer.push(&payload).expect("room");
             writer.finish().expect("room")
         });
     });
     group.throughput(Throughput::Bytes(4096));
     for (what, frame_bytes) in [("read_4_kib_cached", 1 << 30), ("read_4_kib_one_frame", 0)] {
-        let store = store(&MemoryFs::new(), frame_bytes);
+        let temp = temp_dir();
+        let store = store(&temp, frame_bytes);
         let mut writer = store.layer_writer(size).expect("a writer");
         writer.push(&payload).expect("room");
         let layer = writer.finish().expect("room");

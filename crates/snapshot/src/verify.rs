@@ -246,7 +246,6 @@ mod tests {
     use crate::ids::HeaderId;
     use crate::store::Caches;
     use cowslip_block::BlockSize;
-    use cowslip_block::files::Dir;
     use cowslip_sim::MemoryFs;
     use std::sync::Arc;
     use uuid::Uuid;
