@@ -89,7 +89,7 @@ fn headers(c: &mut Criterion) {
         let label = |what: &str| BenchmarkId::new(what.to_owned(), runs);
         group.bench_function(label("build"), |b| {
             // A store for each, so that memory does not fill up with headers.
-            let build = |temp| put(&store(&temp, 0), None, blocks, &changes);
+            let build = |temp: TempDir| (put(&store(&temp, 0), None, blocks, &changes), temp);
             b.iter_batched(temp_dir, build, BatchSize::PerIteration);
         });
         let temp = temp_dir();
@@ -148,11 +148,13 @@ fn layers(c: &mut Criterion) {
     group.sample_size(10);
     group.throughput(Throughput::Bytes(payload.len() as u64));
     group.bench_function("write_64_mib", |b| {
-        b.iter(|| {
-            let mut writer = store(&temp_dir(), 0).layer_writer(size).expect("a writer");
+        let write = |temp: TempDir| {
+            let mut writer = store(&temp, 0).layer_writer(size).expect("a writer");
             writer.push(&payload).expect("room");
-            writer.finish().expect("room")
-        });
+            // The directory is given back, so that its removal is not measured.
+            (writer.finish().expect("room"), temp)
+        };
+        b.iter_batched(temp_dir, write, BatchSize::PerIteration);
     });
     group.throughput(Throughput::Bytes(4096));
     for (what, frame_bytes) in [("read_4_kib_cached", 1 << 30), ("read_4_kib_one_frame", 0)] {
