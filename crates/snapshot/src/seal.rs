@@ -25,7 +25,7 @@ use cowslip_block::device::Device;
 use cowslip_block::{BlockRange, BlockSize, ByteRange, DeviceError};
 
 use crate::error::StoreError;
-use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Target};
+use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Merged, Target};
 use crate::image::Image;
 use crate::layer::LayerWriter;
 use crate::session::SealRequest;
@@ -80,7 +80,7 @@ pub fn seal(
         dedup: request.dedup,
         layer: None,
         store,
-        changes: Vec::new(),
+        changes: Merged::default(),
         figures: DiffFigures::default(),
         progress,
         so_far: SealProgress {
@@ -96,7 +96,7 @@ pub fn seal(
         parent: Some(parent),
         size_bytes,
         block_size,
-        changes: &changes,
+        changes: &changes.0,
         layer,
         figures,
         made_by: MADE_BY,
@@ -131,7 +131,7 @@ struct Diff<'a> {
     dedup: bool,
     layer: Option<LayerWriter>,
     store: &'a Arc<Store>,
-    changes: Vec<MapRun>,
+    changes: Merged,
     figures: DiffFigures,
     progress: &'a mut dyn FnMut(SealProgress) -> bool,
     so_far: SealProgress,
@@ -198,7 +198,8 @@ impl Diff<'_> {
         Ok(())
     }
 
-    /// The parent's bytes, whole blocks; nothing where they are all zeros, as no Dirty block is.
+    /// The parent's bytes, whole blocks; nothing where they are all zeros, as no Dirty block is, or
+    /// cannot be read: what was written over a damaged part of the parent is kept, and heals it.
     fn parent_bytes(&self, bytes: ByteRange, len: usize) -> Result<Option<Vec<u8>>, SealError> {
         let held = bytes.intersect(ByteRange::new(0, self.parent.meta().size_bytes));
         let blocks = self.block_size.blocks_touched(held);
@@ -208,8 +209,8 @@ impl Diff<'_> {
         let mut before = vec![0; len];
         let part = usize::try_from(held.len()).expect("a batch fits in memory");
         let image: &dyn Device = &self.parent_image;
-        image.read_at(held.start, &mut before[..part])?;
-        Ok(Some(before))
+        let read = image.read_at(held.start, &mut before[..part]);
+        Ok(read.is_ok().then_some(before))
     }
 
     fn pack(&mut self, block: BlockRange, bytes: &[u8]) -> Result<(), SealError> {

@@ -34,6 +34,7 @@ use cowslip_block::{BlockIndex, BlockRange, BlockSize};
 
 pub use build::HeaderSpec;
 pub(crate) use build::encode;
+pub(crate) use map::Merged;
 pub use map::{MapRun, Target};
 pub(crate) use meta::height_of;
 pub use meta::{DiffFigures, HeaderMeta};
