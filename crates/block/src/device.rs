@@ -36,30 +36,41 @@ pub trait Device: Send + Sync {
     /// [`DeviceError`]; the sink may have got a part by then.
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError>;
 
-    /// Writes `data` at `offset`.
+    /// Writes `data` at `offset`. A device that does not say otherwise is read-only.
     ///
     /// # Errors
     /// [`DeviceError`]; any part of the range may hold the new bytes by then.
-    fn write(&self, offset: ByteOffset, data: &[u8]) -> Result<(), DeviceError>;
+    fn write(&self, offset: ByteOffset, data: &[u8]) -> Result<(), DeviceError> {
+        let _ = (offset, data);
+        Err(DeviceError::ReadOnly)
+    }
 
     /// Makes every byte of `range` read zero, exactly.
     ///
     /// # Errors
     /// [`DeviceError`].
-    fn write_zeroes(&self, range: ByteRange, room: Room) -> Result<(), DeviceError>;
+    fn write_zeroes(&self, range: ByteRange, room: Room) -> Result<(), DeviceError> {
+        let _ = (range, room);
+        Err(DeviceError::ReadOnly)
+    }
 
     /// Drops the whole blocks inside `range`: they read zero afterwards. A part of a block at
     /// either end is left as it is.
     ///
     /// # Errors
     /// [`DeviceError`].
-    fn trim(&self, range: ByteRange) -> Result<(), DeviceError>;
+    fn trim(&self, range: ByteRange) -> Result<(), DeviceError> {
+        let _ = range;
+        Err(DeviceError::ReadOnly)
+    }
 
     /// Makes all that was acknowledged before this call survive a power cut.
     ///
     /// # Errors
     /// [`DeviceError`]; the device refuses writes from then on.
-    fn flush(&self) -> Result<(), DeviceError>;
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Visits the extents of `range` in order until the visitor breaks. Neighbours may be equal.
     ///

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::device::{Device, DeviceError, Extent, Geometry, ReadSink, Room};
-use crate::units::{ByteOffset, ByteRange};
+use crate::device::{Device, DeviceError, Extent, Geometry, ReadSink};
+use crate::units::ByteRange;
 
 /// A device that only reads.
 pub struct ReadOnly(pub Arc<dyn Device>);
@@ -19,18 +19,6 @@ impl Device for ReadOnly {
 
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         self.0.read(range, sink)
-    }
-
-    fn write(&self, _: ByteOffset, _: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn write_zeroes(&self, _: ByteRange, _: Room) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn trim(&self, _: ByteRange) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

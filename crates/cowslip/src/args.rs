@@ -8,7 +8,12 @@ use cowslip_snapshot::ids::SnapshotName;
 
 /// The snapshot storage engine for microVM sandboxes.
 #[derive(Debug, Parser)]
-#[command(name = "cowslip", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "cowslip",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt.")]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -159,9 +164,10 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            Some(("tcp", at)) if at.rsplit_once(':').is_some_and(|(h, p)| {
-                !h.is_empty() && p.parse::<u16>().is_ok()
-            }) =>
+            Some(("tcp", at))
+                if at
+                    .rsplit_once(':')
+                    .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok()) =>
             {
                 Ok(Self::Tcp(at.to_owned()))
             }
@@ -179,10 +185,15 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
         let unit = unit.trim().to_ascii_uppercase();
-        let letter = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
+        let letter = unit
+            .strip_suffix("IB")
+            .or(unit.strip_suffix('B'))
+            .unwrap_or(&unit);
         let shift = match letter {
             "" => 0,
             "K" => 10,
@@ -192,8 +203,13 @@ impl FromStr for Size {
             "P" => 50,
             _ => return Err("a size is digits and perhaps K, M, G, T or P".into()),
         };
-        let number: u64 = number.parse().map_err(|_| "a size begins with digits".to_owned())?;
-        number.checked_mul(1 << shift).map(Self).ok_or_else(|| "that size is too large".into())
+        let number: u64 = number
+            .parse()
+            .map_err(|_| "a size begins with digits".to_owned())?;
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| "that size is too large".into())
     }
 }
 
@@ -210,7 +226,13 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let good = [("0", 0), ("4096", 4096), ("1K", 1024), ("8G", 8 << 30), ("2gib", 2 << 30)];
+        let good = [
+            ("0", 0),
+            ("4096", 4096),
+            ("1K", 1024),
+            ("8G", 8 << 30),
+            ("2gib", 2 << 30),
+        ];
         for (text, bytes) in good {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
@@ -222,7 +244,10 @@ mod tests {
     #[test]
     fn addresses() {
         assert_eq!("unix:/a:b".parse(), Ok(Address::Unix("/a:b".into())));
-        assert_eq!("tcp:[::1]:10809".parse(), Ok(Address::Tcp("[::1]:10809".into())));
+        assert_eq!(
+            "tcp:[::1]:10809".parse(),
+            Ok(Address::Tcp("[::1]:10809".into()))
+        );
         for bad in ["", "unix:", "tcp:host", "tcp::1", "tcp:h:99999", "/path"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }

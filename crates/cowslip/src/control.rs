@@ -35,7 +35,11 @@ const TICK: Duration = Duration::from_millis(200);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub(crate) enum Request {
-    Snapshot { name: String, replace: bool, dedup: bool },
+    Snapshot {
+        name: String,
+        replace: bool,
+        dedup: bool,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,8 +95,14 @@ impl Control {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("control".into()).spawn(accept)?;
-        Ok(Self { dir, stopping, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(accept)?;
+        Ok(Self {
+            dir,
+            stopping,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -122,14 +132,29 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
     let request = match request.and_then(|line| Ok(serde_json::from_slice::<Request>(&line)?)) {
         Ok(request) => request,
         Err(error) => {
-            return say(&Answer::Failed(Failure::usage(format!("a bad request: {error}"))));
+            return say(&Answer::Failed(Failure::usage(format!(
+                "a bad request: {error}"
+            ))));
         }
     };
-    let Request::Snapshot { name, replace, dedup } = request;
-    let taken = take(session, store, &name, &SnapshotOptions { replace, dedup }, &mut |p| {
-        let (done_blocks, total_blocks) = (p.done_blocks, p.total_blocks);
-        say(&Answer::Progress { done_blocks, total_blocks });
-    });
+    let Request::Snapshot {
+        name,
+        replace,
+        dedup,
+    } = request;
+    let taken = take(
+        session,
+        store,
+        &name,
+        &SnapshotOptions { replace, dedup },
+        &mut |p| {
+            let (done_blocks, total_blocks) = (p.done_blocks, p.total_blocks);
+            say(&Answer::Progress {
+                done_blocks,
+                total_blocks,
+            });
+        },
+    );
     match taken {
         Ok(taken) => say(&Answer::Done(taken)),
         Err(failure) => say(&Answer::Failed(failure)),
@@ -200,8 +225,14 @@ fn converse(
     loop {
         let line = read_line(&mut reader).map_err(lost)?;
         match serde_json::from_slice(&line).map_err(|e| lost(e.into()))? {
-            Answer::Progress { done_blocks, total_blocks } => {
-                progress(SealProgress { done_blocks, total_blocks });
+            Answer::Progress {
+                done_blocks,
+                total_blocks,
+            } => {
+                progress(SealProgress {
+                    done_blocks,
+                    total_blocks,
+                });
             }
             Answer::Done(taken) => return Ok(taken),
             Answer::Failed(failure) => return Err(failure),

@@ -43,7 +43,11 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub(crate) fn failed(message: impl Into<String>) -> Self {
@@ -55,7 +59,10 @@ impl Failure {
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
     }
 
     /// A file that could not be used: names it, and tells a missing one from the rest.
@@ -69,7 +76,10 @@ impl Failure {
 
     /// The same, said of something.
     pub(crate) fn about(self, what: impl fmt::Display) -> Self {
-        Self { message: format!("{what}: {}", self.message), ..self }
+        Self {
+            message: format!("{what}: {}", self.message),
+            ..self
+        }
     }
 }
 

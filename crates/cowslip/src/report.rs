@@ -24,7 +24,10 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     pub(crate) fn new(global: &Global) -> Self {
-        Self { json: global.json, quiet: global.quiet }
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+        }
     }
 
     /// The result of a command: one of the two, as the user wanted it.
@@ -52,8 +55,11 @@ impl Reporter {
     /// A bar on standard error while something long goes on, where somebody is there to see it.
     pub(crate) fn progress(self, what: &'static str, unit: Unit) -> ProgressBar {
         let seen = !self.quiet && std::io::stderr().is_terminal();
-        let target =
-            if seen { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if seen {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let counts = match unit {
             Unit::Bytes => "{binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}",
             Unit::Blocks => "{human_pos}/{human_len} blocks",
@@ -113,7 +119,10 @@ pub(crate) fn bytes(n: u64) -> String {
 
 pub(crate) fn time(unix_ms: u64) -> String {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
-    at.map_or_else(|| "-".into(), |at| humantime::format_rfc3339_seconds(at).to_string())
+    at.map_or_else(
+        || "-".into(),
+        |at| humantime::format_rfc3339_seconds(at).to_string(),
+    )
 }
 
 pub(crate) fn duration(d: Duration) -> String {
@@ -172,7 +181,11 @@ impl Info {
     ) -> Result<Self, Failure> {
         let meta = header.meta();
         let stored = store.stored_bytes(header);
-        let parent_name = meta.parent.map(|id| name_of(store, id)).transpose()?.flatten();
+        let parent_name = meta
+            .parent
+            .map(|id| name_of(store, id))
+            .transpose()?
+            .flatten();
         Ok(Self {
             name: name.clone(),
             id: meta.id,

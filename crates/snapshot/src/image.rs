@@ -6,9 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use cowslip_block::{
-    BlockCount, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink, Room,
-};
+use cowslip_block::{BlockCount, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink};
 
 use crate::error::{ObjectError, StoreError};
 use crate::header::{Header, MapRun, Target};
@@ -116,23 +114,6 @@ impl Device for Image {
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         self.geometry().check_range(range)?;
         Ok(self.read_stored(range, sink)?)
-    }
-
-    fn write(&self, _: ByteOffset, _: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn write_zeroes(&self, _: ByteRange, _: Room) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn trim(&self, _: ByteRange) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    /// Nothing to do: what an image holds was durable before it had a header.
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
     }
 
     fn block_status(

@@ -23,17 +23,31 @@ use std::sync::Arc;
 use cowslip_block::cache::{BlockState, Cache};
 use cowslip_block::device::Device;
 use cowslip_block::{BlockRange, BlockSize, ByteRange, DeviceError};
+use serde::{Deserialize, Serialize};
 
+use crate::MADE_BY;
 use crate::error::StoreError;
 use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Merged, Target};
+use crate::ids::{HeaderId, SnapshotName};
 use crate::image::Image;
 use crate::layer::LayerWriter;
-use crate::session::SealRequest;
-use crate::MADE_BY;
 use crate::store::Store;
 
 /// Blocks that are read, compared and packed at a time.
 const BATCH_BLOCKS: u64 = 64;
+
+/// A snapshot that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealRequest {
+    /// What it is to be called.
+    pub name: SnapshotName,
+    /// Its header's id, fixed from the start: a name that has it was committed by this very request.
+    pub header: HeaderId,
+    /// It may take a name that another snapshot has.
+    pub replace: bool,
+    /// Blocks equal to the parent's are left out.
+    pub dedup: bool,
+}
 
 /// How far a seal has come, in blocks that the caches call Dirty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +104,12 @@ pub fn seal(
     };
     let all = BlockRange::new(0, block_size.count_ceil(size_bytes).0);
     diff.walk(caches, all)?;
-    let Diff { layer, changes, figures, .. } = diff;
+    let Diff {
+        layer,
+        changes,
+        figures,
+        ..
+    } = diff;
     let layer = layer.map(LayerWriter::finish).transpose()?;
     let spec = HeaderSpec {
         parent: Some(parent),
@@ -140,7 +159,9 @@ struct Diff<'a> {
 impl Diff<'_> {
     /// Goes over the blocks in order, each answered by the newest cache that knows it.
     fn walk(&mut self, caches: &[Arc<Cache>], blocks: BlockRange) -> Result<(), SealError> {
-        let Some((newest, older)) = caches.split_first() else { return Ok(()) };
+        let Some((newest, older)) = caches.split_first() else {
+            return Ok(());
+        };
         for (run, state) in newest.export().runs(blocks) {
             match state {
                 BlockState::Untouched => self.walk(older, run)?,
@@ -160,7 +181,10 @@ impl Diff<'_> {
         for run in self.parent.runs(known)? {
             if run.to != Target::Zero {
                 self.figures.zero_blocks += run.blocks.count().0;
-                self.changes.push(MapRun { blocks: run.blocks, to: Target::Zero });
+                self.changes.push(MapRun {
+                    blocks: run.blocks,
+                    to: Target::Zero,
+                });
             }
         }
         Ok(())
@@ -186,10 +210,17 @@ impl Diff<'_> {
         let len = usize::try_from(bytes.len()).expect("a batch fits in memory");
         let mut now = vec![0; len];
         cache.read_dirty(bytes.start, &mut now)?;
-        let before = if self.dedup { self.parent_bytes(bytes, len)? } else { None };
+        let before = if self.dedup {
+            self.parent_bytes(bytes, len)?
+        } else {
+            None
+        };
         for (i, block) in blocks.iter().enumerate() {
             let at = i * unit..(i + 1) * unit;
-            if before.as_ref().is_some_and(|b| b[at.clone()] == now[at.clone()]) {
+            if before
+                .as_ref()
+                .is_some_and(|b| b[at.clone()] == now[at.clone()])
+            {
                 self.figures.same_blocks += 1;
             } else {
                 self.pack(BlockRange::one(block), &now[at])?;
@@ -203,7 +234,13 @@ impl Diff<'_> {
     fn parent_bytes(&self, bytes: ByteRange, len: usize) -> Result<Option<Vec<u8>>, SealError> {
         let held = bytes.intersect(ByteRange::new(0, self.parent.meta().size_bytes));
         let blocks = self.block_size.blocks_touched(held);
-        if held.is_empty() || self.parent.runs(blocks)?.iter().all(|r| r.to == Target::Zero) {
+        if held.is_empty()
+            || self
+                .parent
+                .runs(blocks)?
+                .iter()
+                .all(|r| r.to == Target::Zero)
+        {
             return Ok(None);
         }
         let mut before = vec![0; len];
@@ -218,7 +255,10 @@ impl Diff<'_> {
             self.layer = Some(self.store.layer_writer(self.block_size)?);
         }
         let layer = self.layer.as_mut().expect("made above");
-        let to = Target::Layer { id: layer.id(), at: layer.push(bytes)? };
+        let to = Target::Layer {
+            id: layer.id(),
+            at: layer.push(bytes)?,
+        };
         self.figures.dirty_blocks += 1;
         self.changes.push(MapRun { blocks: block, to });
         Ok(())

@@ -9,7 +9,7 @@ use cowslip_block::files::Dir;
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
 use cowslip_block::{
-    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink, Room,
+    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink,
 };
 
 /// A read-only device in memory.
@@ -27,22 +27,6 @@ impl Device for Base {
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         let (start, end) = (index(range.start.0), index(range.end.0));
         sink.data(end - start).copy_from_slice(&self.0[start..end]);
-        Ok(())
-    }
-
-    fn write(&self, _: ByteOffset, _: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn write_zeroes(&self, _: ByteRange, _: Room) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn trim(&self, _: ByteRange) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 

@@ -33,7 +33,10 @@ pub(super) fn run(context: &Context, args: &Export) -> Result<(), Failure> {
     let name = out.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
         Failure::usage(format!("{} does not name a file to write", out.display()))
     })?;
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = out
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let dir = RealDir::open(parent).map_err(|e| Failure::file(parent, &e))?;
     // Written beside, then renamed: an export that was cut short is not taken for a whole one.
     let temporary = format!(".{name}.{}.part", std::process::id());
@@ -41,10 +44,12 @@ pub(super) fn run(context: &Context, args: &Export) -> Result<(), Failure> {
     let file = dir.create(&temporary).map_err(failed)?;
     let bar = context.report.progress("exporting", Unit::Bytes);
     let image = Image::new(Arc::clone(&store), Arc::clone(&header));
-    let done = export(&image, &*file, &mut |done, total| advance(&bar, done, total))
-        .map_err(Failure::from)
-        .and_then(|()| file.sync().map_err(failed))
-        .and_then(|()| dir.rename(&temporary, name).map_err(failed));
+    let done = export(&image, &*file, &mut |done, total| {
+        advance(&bar, done, total)
+    })
+    .map_err(Failure::from)
+    .and_then(|()| file.sync().map_err(failed))
+    .and_then(|()| dir.rename(&temporary, name).map_err(failed));
     bar.finish_and_clear();
     if let Err(failure) = done {
         drop(dir.remove(&temporary));
@@ -58,6 +63,10 @@ pub(super) fn run(context: &Context, args: &Export) -> Result<(), Failure> {
     };
     context.report.result(&exported, || {
         let (size, room) = (bytes(exported.size_bytes), bytes(exported.allocated_bytes));
-        format!("exported {} to {}: {size}, {room} on disk", exported.name, out.display())
+        format!(
+            "exported {} to {}: {size}, {room} on disk",
+            exported.name,
+            out.display()
+        )
     })
 }

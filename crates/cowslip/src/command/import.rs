@@ -25,17 +25,25 @@ pub(super) fn run(context: &Context, args: &Import) -> Result<(), Failure> {
     }
     let store = context.store_or_new()?;
     if !args.replace && store.has(&args.name)? {
-        return Err(StoreError::AlreadyExists { name: args.name.to_string() }.into());
+        return Err(StoreError::AlreadyExists {
+            name: args.name.to_string(),
+        }
+        .into());
     }
     let converted = match format_of(args)? {
         None => None,
         Some(format) => Some(convert(context, &args.image, &format)?),
     };
-    let path = converted.as_ref().map_or(args.image.as_path(), |file| file.path());
+    let path = converted
+        .as_ref()
+        .map_or(args.image.as_path(), |file| file.path());
     let source = RealFile::open(path).map_err(|e| Failure::file(path, &e))?;
     let size = image_size(&source, &args.image)?;
     let bar = context.report.progress("importing", Unit::Bytes);
-    let options = ImportOptions { block_size: BlockSize::DISK, made_by: MADE_BY.into() };
+    let options = ImportOptions {
+        block_size: BlockSize::DISK,
+        made_by: MADE_BY.into(),
+    };
     let header = import(&store, &source, size, &options, &mut |done, total| {
         advance(&bar, done, total);
     });
@@ -87,10 +95,16 @@ fn convert(
     image: &Path,
     format: &str,
 ) -> Result<tempfile::NamedTempFile, Failure> {
-    context.report.remark(&format!("{} is {format}: reading it with qemu-img", image.display()));
+    context.report.remark(&format!(
+        "{} is {format}: reading it with qemu-img",
+        image.display()
+    ));
     // Beside the store: that is where the room is expected.
     let beside = context.store_path()?;
-    let raw = tempfile::Builder::new().prefix(".import-").suffix(".raw").tempfile_in(&beside);
+    let raw = tempfile::Builder::new()
+        .prefix(".import-")
+        .suffix(".raw")
+        .tempfile_in(&beside);
     let raw = raw.map_err(|e| Failure::file(&beside, &e))?;
     let run = Command::new("qemu-img")
         .args(["convert", "-f", format, "-O", "raw", "--"])
@@ -104,7 +118,10 @@ fn convert(
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
         let why = why.trim();
-        return Err(Failure::failed(format!("qemu-img cannot read {}: {why}", image.display())));
+        return Err(Failure::failed(format!(
+            "qemu-img cannot read {}: {why}",
+            image.display()
+        )));
     }
     Ok(raw)
 }

@@ -38,13 +38,27 @@ fn text(Inspected { info, layers }: &Inspected) -> String {
         ("id", info.id.to_string()),
         ("parent", parent),
         ("generation", info.generation.to_string()),
-        ("created", format!("{} by {}", report::time(info.created_unix_ms), info.made_by)),
-        ("size", format!("{} in blocks of {}", bytes(info.size_bytes), bytes(block))),
+        (
+            "created",
+            format!("{} by {}", report::time(info.created_unix_ms), info.made_by),
+        ),
+        (
+            "size",
+            format!("{} in blocks of {}", bytes(info.size_bytes), bytes(block)),
+        ),
         ("diff", info.diff()),
     ];
     for layer in layers {
-        let held = format!("{}  {} blocks ({})", layer.id, layer.blocks, bytes(layer.blocks * block));
+        let held = format!(
+            "{}  {} blocks ({})",
+            layer.id,
+            layer.blocks,
+            bytes(layer.blocks * block)
+        );
         lines.push(("layer", held));
     }
-    lines.iter().map(|(what, value)| format!("{what:12}{value}\n")).collect()
+    lines
+        .iter()
+        .map(|(what, value)| format!("{what:12}{value}\n"))
+        .collect()
 }

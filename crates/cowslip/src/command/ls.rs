@@ -26,20 +26,42 @@ pub(super) fn run(context: &Context) -> Result<(), Failure> {
                 let info = store.resolve(&name).map_err(Failure::from);
                 match info.and_then(|header| Info::new(&store, &name, &header)) {
                     Ok(info) => Row::Whole(Box::new(info)),
-                    Err(failure) => Row::Damaged { name, error: failure.message },
+                    Err(failure) => Row::Damaged {
+                        name,
+                        error: failure.message,
+                    },
                 }
             };
             store.list()?.into_iter().map(row).collect()
         }
     };
     context.report.result(&rows, || {
-        let head = ["NAME", "SIZE", "GENERATION", "STORED", "DIRTY", "ZERO", "CREATED", "PARENT"];
+        let head = [
+            "NAME",
+            "SIZE",
+            "GENERATION",
+            "STORED",
+            "DIRTY",
+            "ZERO",
+            "CREATED",
+            "PARENT",
+        ];
         table(&head, &[1, 2, 3, 4, 5], rows.iter().map(cells).collect())
     })?;
-    let damaged = rows.iter().filter(|r| matches!(r, Row::Damaged { .. })).count();
+    let damaged = rows
+        .iter()
+        .filter(|r| matches!(r, Row::Damaged { .. }))
+        .count();
     if damaged > 0 {
-        let what = if damaged == 1 { "snapshot is" } else { "snapshots are" };
-        return Err(Failure::new(Kind::Corrupt, format!("{damaged} {what} damaged")));
+        let what = if damaged == 1 {
+            "snapshot is"
+        } else {
+            "snapshots are"
+        };
+        return Err(Failure::new(
+            Kind::Corrupt,
+            format!("{damaged} {what} damaged"),
+        ));
     }
     Ok(())
 }

@@ -30,7 +30,10 @@ pub(crate) struct Context {
 }
 
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
-    let context = Context { report: Reporter::new(&cli.global), global: cli.global };
+    let context = Context {
+        report: Reporter::new(&cli.global),
+        global: cli.global,
+    };
     match cli.command {
         Command::Import(args) => import::run(&context, &args),
         Command::Serve(args) => serve::run(&context, &args),
@@ -55,7 +58,11 @@ impl Context {
         if let Some(path) = &self.global.store {
             return Ok(path.clone());
         }
-        let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let set = |name| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
         let data = set("XDG_DATA_HOME")
             .filter(|p| p.is_absolute())
             .or_else(|| Some(set("HOME")?.join(".local/share")));
@@ -82,15 +89,21 @@ fn open_store(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
             .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one")
     };
     let dir = RealDir::open(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => no_store(format!("there is no store at {}", path.display())),
+        std::io::ErrorKind::NotFound => {
+            no_store(format!("there is no store at {}", path.display()))
+        }
         _ => Failure::file(path, &e),
     })?;
     let store = Store::open(&dir, Arc::new(RealHost), caches);
-    Ok(Arc::new(store.map_err(|e| Failure::from(e).about(path.display()))?))
+    Ok(Arc::new(
+        store.map_err(|e| Failure::from(e).about(path.display()))?,
+    ))
 }
 
 fn make_store(path: &Path) -> Result<Arc<Store>, Failure> {
     let dir = RealDir::open_or_create(path).map_err(|e| Failure::file(path, &e))?;
     let store = Store::open_or_create(&dir, Arc::new(RealHost), Caches::default());
-    Ok(Arc::new(store.map_err(|e| Failure::from(e).about(path.display()))?))
+    Ok(Arc::new(
+        store.map_err(|e| Failure::from(e).about(path.display()))?,
+    ))
 }

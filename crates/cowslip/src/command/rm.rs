@@ -13,6 +13,10 @@ struct Removed<'a> {
 
 pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     context.store()?.remove(&args.name)?;
-    let removed = Removed { removed: args.name.as_str() };
-    context.report.result(&removed, || format!("removed {}", args.name))
+    let removed = Removed {
+        removed: args.name.as_str(),
+    };
+    context
+        .report
+        .result(&removed, || format!("removed {}", args.name))
 }

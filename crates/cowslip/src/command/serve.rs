@@ -44,7 +44,11 @@ pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
     let device = served.device(args);
     let name = served.name.to_string();
     let description = format!("{name}, served by {}", cowslip_snapshot::MADE_BY);
-    let export = Export { name, description, device: Arc::clone(&device) };
+    let export = Export {
+        name,
+        description,
+        device: Arc::clone(&device),
+    };
     let server = Server::new(export, Box::new(complain))
         .map_err(|e| Failure::failed(format!("starting the server: {e}")))?;
     let (at, one_client) = listen(args, &server, &served)?;
@@ -52,7 +56,11 @@ pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
         "ready: serving {} ({}{}) {at}{}",
         served.name,
         bytes(device.geometry().size_bytes),
-        if device.geometry().read_only { ", read-only" } else { "" },
+        if device.geometry().read_only {
+            ", read-only"
+        } else {
+            ""
+        },
         served.remark(),
     ));
     let (end, ended) = mpsc::channel();
@@ -93,7 +101,10 @@ struct Live {
 
 impl Target {
     fn open(context: &Context, args: &Serve) -> Result<Self, Failure> {
-        let caches = Caches { frame_bytes: args.frame_cache.0, ..Caches::default() };
+        let caches = Caches {
+            frame_bytes: args.frame_cache.0,
+            ..Caches::default()
+        };
         let Some(path) = &args.session else {
             let name = args.name.clone().expect("clap wants a name or a session");
             let store_path = context.store_path()?;
@@ -137,10 +148,17 @@ impl Target {
         let header = store.resolve(&name)?;
         if args.read_only && args.size.is_none() {
             let image = Image::new(Arc::clone(store), header);
-            return Ok(Self { name, live: None, image: Some(Arc::new(image)) });
+            return Ok(Self {
+                name,
+                live: None,
+                image: Some(Arc::new(image)),
+            });
         }
         let failed = |e: io::Error| Failure::failed(format!("making a temporary session: {e}"));
-        let temporary = tempfile::Builder::new().prefix("cowslip-").tempdir().map_err(failed)?;
+        let temporary = tempfile::Builder::new()
+            .prefix("cowslip-")
+            .tempdir()
+            .map_err(failed)?;
         let path = temporary.path().to_owned();
         let dir = Arc::new(RealDir::open(&path).map_err(failed)?);
         let around = surroundings(&dir, store, store_path)?;
@@ -161,8 +179,18 @@ impl Target {
         let workers = Workers::start(&session, complain).map_err(failed)?;
         let control =
             Control::listen(Arc::clone(dir), Arc::clone(&session), store).map_err(failed)?;
-        let live = Live { _control: control, _workers: workers, session, path, temporary };
-        Ok(Self { name, live: Some(live), image: None })
+        let live = Live {
+            _control: control,
+            _workers: workers,
+            session,
+            path,
+            temporary,
+        };
+        Ok(Self {
+            name,
+            live: Some(live),
+            image: None,
+        })
     }
 
     fn device(&self, args: &Serve) -> Arc<dyn Device> {
@@ -177,8 +205,15 @@ impl Target {
     fn remark(&self) -> String {
         match &self.live {
             None => String::new(),
-            Some(Live { temporary: Some(_), path, .. }) => {
-                format!(", temporary session {}: what is written is dropped at the end", path.display())
+            Some(Live {
+                temporary: Some(_),
+                path,
+                ..
+            }) => {
+                format!(
+                    ", temporary session {}: what is written is dropped at the end",
+                    path.display()
+                )
             }
             Some(live) => format!(", session {}", live.path.display()),
         }
@@ -208,7 +243,9 @@ fn surroundings(
     store: &Arc<Store>,
     store_path: &Path,
 ) -> Result<Surroundings, Failure> {
-    let store_path = store_path.canonicalize().map_err(|e| Failure::file(store_path, &e))?;
+    let store_path = store_path
+        .canonicalize()
+        .map_err(|e| Failure::file(store_path, &e))?;
     Ok(Surroundings {
         dir: Arc::clone(dir) as _,
         store: Arc::clone(store),
@@ -223,7 +260,9 @@ fn begin_from(args: &Serve) -> Result<&SnapshotName, Failure> {
     args.name.as_ref().ok_or_else(|| {
         let failure = Failure::from(SessionError::NotASession)
             .hint("name the snapshot that a new session begins from");
-        args.session.iter().fold(failure, |failure, path| failure.about(path.display()))
+        args.session
+            .iter()
+            .fold(failure, |failure, path| failure.about(path.display()))
     })
 }
 
@@ -279,8 +318,9 @@ fn listeners(args: &Serve, target: &Target) -> Result<Vec<Listen>, Failure> {
     match &target.live {
         _ if !inherited.is_empty() => Ok(inherited),
         Some(live) => Ok(vec![Listen::Unix(live.path.join("nbd.sock"))]),
-        None => Err(Failure::usage("nothing says where to listen")
-            .hint("--nbd unix:PATH, --nbd tcp:HOST:PORT or --stdio; a --session has a socket of its own")),
+        None => Err(Failure::usage("nothing says where to listen").hint(
+            "--nbd unix:PATH, --nbd tcp:HOST:PORT or --stdio; a --session has a socket of its own",
+        )),
     }
 }
 
@@ -300,7 +340,9 @@ fn inherited() -> Result<Vec<Listen>, Failure> {
 }
 
 fn tcp_address(args: &Serve, at: &str) -> Result<SocketAddr, Failure> {
-    let found = at.to_socket_addrs().map_err(|e| Failure::usage(format!("tcp:{at}: {e}")))?;
+    let found = at
+        .to_socket_addrs()
+        .map_err(|e| Failure::usage(format!("tcp:{at}: {e}")))?;
     let all: Vec<SocketAddr> = found.collect();
     let Some(first) = all.first() else {
         return Err(Failure::usage(format!("tcp:{at}: no such address")));

@@ -83,7 +83,9 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
     let store_path = context.global.store.clone().unwrap_or(manifest.store);
     let store = open_store(&store_path, Caches::default())?;
     // The session remembers it, for whoever opens it from another directory.
-    let store_path = store_path.canonicalize().map_err(|e| Failure::file(&store_path, &e))?;
+    let store_path = store_path
+        .canonicalize()
+        .map_err(|e| Failure::file(&store_path, &e))?;
     let session = match Session::open(Surroundings {
         dir: Arc::clone(dir) as _,
         store: Arc::clone(&store),
@@ -100,7 +102,10 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
         drop(end_of(&seal));
     }
     let begun = Instant::now();
-    let options = SnapshotOptions { replace: args.replace, dedup: !args.no_dedup };
+    let options = SnapshotOptions {
+        replace: args.replace,
+        dedup: !args.no_dedup,
+    };
     let seal = session.freeze(&args.name, &options)?;
     let header = end_of(&seal)?;
     drop(workers);

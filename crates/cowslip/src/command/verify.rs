@@ -38,7 +38,9 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let store = context.store()?;
     let header = store.resolve(&args.name)?;
     let bar = context.report.progress("verifying", Unit::Frames);
-    let report = verify(&store, &header, &mut |done, total| advance(&bar, done, total));
+    let report = verify(&store, &header, &mut |done, total| {
+        advance(&bar, done, total)
+    });
     bar.finish_and_clear();
     let report = report?;
     let verified = Verified {
@@ -52,7 +54,11 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
         damage: report.damage.iter().map(Place::of).collect(),
     };
     context.report.result(&verified, || {
-        let state = if verified.ok { "is whole" } else { "is damaged" };
+        let state = if verified.ok {
+            "is whole"
+        } else {
+            "is damaged"
+        };
         format!(
             "{} {state}: {} nodes, {} layers, {} frames with {} read and checked",
             verified.name,

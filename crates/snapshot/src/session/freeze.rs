@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use cowslip_block::cache::Cache;
 
-use super::manifest::{CacheEntry, Manifest, SealRequest};
+use super::manifest::{CacheEntry, Manifest};
 use super::{Session, SessionError, State, image_of, locked};
 use crate::error::StoreError;
 use crate::header::Header;
 use crate::ids::{HeaderId, SnapshotName};
-use crate::seal::{SealError, SealProgress, committed, seal};
+use crate::seal::{SealError, SealProgress, SealRequest, committed, seal};
 
 /// A snapshot on its way.
 #[derive(Debug)]

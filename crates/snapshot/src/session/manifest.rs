@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::SessionError;
 use crate::ids::{HeaderId, SnapshotName};
+use crate::seal::SealRequest;
 
 pub(super) const FILE: &str = "session.json";
 const VERSION: u32 = 1;
@@ -51,19 +52,6 @@ pub struct CacheEntry {
     /// What it is to become, if it was frozen for a snapshot that is not committed yet.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub seal: Option<SealRequest>,
-}
-
-/// A snapshot that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealRequest {
-    /// What it is to be called.
-    pub name: SnapshotName,
-    /// Its header's id, fixed from the start: a name that has it was committed by this very request.
-    pub header: HeaderId,
-    /// It may take a name that another snapshot has.
-    pub replace: bool,
-    /// Blocks equal to the parent's are left out.
-    pub dedup: bool,
 }
 
 impl Manifest {

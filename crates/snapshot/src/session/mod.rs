@@ -49,7 +49,7 @@ use self::directory::{refuse_foreign, remove_unlisted, take_lock};
 pub use self::error::SessionError;
 use self::freeze::settle_seals;
 pub use self::freeze::{Seal, SnapshotOptions};
-pub use self::manifest::{CacheEntry, Manifest, SealRequest};
+pub use self::manifest::{CacheEntry, Manifest};
 pub use self::workers::Workers;
 use crate::header::Header;
 use crate::host::Host;

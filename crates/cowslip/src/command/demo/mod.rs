@@ -9,6 +9,7 @@
 //! - `workload.rs`: what the client writes, and the oracle;
 //! - `story.rs`: what the user reads.
 
+mod random;
 mod stage;
 mod story;
 mod workload;
@@ -27,11 +28,17 @@ pub(super) fn run(context: &Context, args: &Demo) -> Result<(), Failure> {
     let begun = Instant::now();
     let say = |text: String| context.report.remark(&text);
     let stage = Stage::set(args.keep.as_deref())?;
-    say(format!("an ext4 image of {} with a few files, imported as `base`", bytes(stage::IMAGE_BYTES)));
+    say(format!(
+        "an ext4 image of {} with a few files, imported as `base`",
+        bytes(stage::IMAGE_BYTES)
+    ));
     stage.make_image()?;
     stage.import("base")?;
     let mut server = stage.serve("base", "session", Some(workload::DEVICE_BYTES))?;
-    say(format!("served over NBD as a device of {}; a client writes", bytes(workload::DEVICE_BYTES)));
+    say(format!(
+        "served over NBD as a device of {}; a client writes",
+        bytes(workload::DEVICE_BYTES)
+    ));
     let mut workload = Workload::begin(args.seed, server.connect()?)?;
     let stamper = Stamper::start(server.connect()?);
 
@@ -110,7 +117,12 @@ impl TakenHere {
     /// Reads all of it, and compares. How many bytes that were.
     fn check(&self, server: &Server) -> Result<u64, Failure> {
         let got = server.read_all()?;
-        let wrong = |at| Failure::failed(format!("byte {at} of {} is not what was written", self.name));
+        let wrong = |at| {
+            Failure::failed(format!(
+                "byte {at} of {} is not what was written",
+                self.name
+            ))
+        };
         if let Some(at) = workload::first_difference(&got, &self.oracle) {
             return Err(wrong(at));
         }

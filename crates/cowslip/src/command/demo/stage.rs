@@ -30,19 +30,30 @@ impl Stage {
         let (path, temporary) = match keep {
             Some(path) => {
                 std::fs::create_dir_all(path).map_err(|e| Failure::file(path, &e))?;
-                if path.read_dir().map_err(|e| Failure::file(path, &e))?.next().is_some() {
+                if path
+                    .read_dir()
+                    .map_err(|e| Failure::file(path, &e))?
+                    .next()
+                    .is_some()
+                {
                     let message = format!("{} is not empty", path.display());
                     return Err(Failure::usage(message).hint("--keep wants a new directory"));
                 }
                 (path.canonicalize().map_err(failed)?, None)
             }
             None => {
-                let temporary =
-                    tempfile::Builder::new().prefix("cowslip-demo-").tempdir().map_err(failed)?;
+                let temporary = tempfile::Builder::new()
+                    .prefix("cowslip-demo-")
+                    .tempdir()
+                    .map_err(failed)?;
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        Ok(Self { path, _temporary: temporary, stamps_noted: Cell::new(0) })
+        Ok(Self {
+            path,
+            _temporary: temporary,
+            stamps_noted: Cell::new(0),
+        })
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -61,7 +72,7 @@ impl Stage {
         std::fs::create_dir(&tree).map_err(failed)?;
         for i in 0..FILES {
             let len = usize::try_from(FILE_BYTES).expect("small");
-            let bytes = super::workload::random_bytes(1000 + i, len);
+            let bytes = super::random::random_bytes(1000 + i, len);
             std::fs::write(tree.join(format!("file-{i}")), bytes).map_err(failed)?;
         }
         let mkfs = find_mkfs()?;
@@ -75,7 +86,11 @@ impl Stage {
             .map_err(|e| Failure::file(&mkfs, &e))?;
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::failed(format!("{}: {}", mkfs.display(), why.trim())));
+            return Err(Failure::failed(format!(
+                "{}: {}",
+                mkfs.display(),
+                why.trim()
+            )));
         }
         std::fs::remove_dir_all(&tree).map_err(failed)
     }
@@ -85,7 +100,11 @@ impl Stage {
         let me = std::env::current_exe()
             .map_err(|e| Failure::failed(format!("finding this program: {e}")))?;
         let mut command = Command::new(me);
-        command.arg("--store").arg(self.at("store")).args(args).stdin(Stdio::null());
+        command
+            .arg("--store")
+            .arg(self.at("store"))
+            .args(args)
+            .stdin(Stdio::null());
         // A service manager's sockets are not for the demo's server.
         command.env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
         Ok(command)
@@ -98,17 +117,22 @@ impl Stage {
             .map_err(|e| Failure::failed(format!("running cowslip {}: {e}", args.join(" "))))?;
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::failed(format!("cowslip {}: {}", args.join(" "), why.trim())));
+            return Err(Failure::failed(format!(
+                "cowslip {}: {}",
+                args.join(" "),
+                why.trim()
+            )));
         }
         Ok(output.stdout)
     }
 
     pub(super) fn import(&self, name: &str) -> Result<(), Failure> {
         let image = self.at("image.raw");
-        let image = image.to_str().ok_or_else(|| {
-            Failure::failed(format!("{} is no text", image.display()))
-        })?;
-        self.output_of(&["import", image, name, "--format", "raw"]).map(drop)
+        let image = image
+            .to_str()
+            .ok_or_else(|| Failure::failed(format!("{} is no text", image.display())))?;
+        self.output_of(&["import", image, name, "--format", "raw"])
+            .map(drop)
     }
 
     pub(super) fn snapshot(&self, session: &str, name: &str) -> Result<Taken, Failure> {
@@ -129,7 +153,11 @@ impl Stage {
         let failed = |e: std::io::Error| Failure::failed(format!("starting the server: {e}"));
         let session = self.at(session);
         let mut command = self.cowslip(&["serve", name])?;
-        command.arg("--session").arg(&session).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg("--session")
+            .arg(&session)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         if let Some(size) = size {
             command.arg("--size").arg(size.to_string());
         }
@@ -143,7 +171,10 @@ impl Stage {
         let mut said = String::new();
         while !said.contains("ready:") {
             if lines.read_line(&mut said).map_err(failed)? == 0 {
-                return Err(Failure::failed(format!("the server ended: {}", said.trim())));
+                return Err(Failure::failed(format!(
+                    "the server ended: {}",
+                    said.trim()
+                )));
             }
         }
         // What else it says is read to the end, so that it never waits for us.
@@ -194,7 +225,11 @@ impl Server {
         kill_process(pid, Signal::TERM).map_err(|e| failed(e.to_string()))?;
         for _ in 0..1000 {
             if let Some(status) = self.child.try_wait().map_err(|e| failed(e.to_string()))? {
-                return if status.success() { Ok(()) } else { Err(failed(status.to_string())) };
+                return if status.success() {
+                    Ok(())
+                } else {
+                    Err(failed(status.to_string()))
+                };
             }
             std::thread::sleep(Duration::from_millis(10));
         }

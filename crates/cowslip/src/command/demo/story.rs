@@ -43,10 +43,17 @@ impl SnapshotLine {
     /// What became of the bytes, from the first to the last.
     fn rows(&self) -> Vec<(&'static str, u64)> {
         let info = &self.taken.info;
-        let (dirty, same) = (self.in_bytes(info.dirty_blocks), self.in_bytes(info.same_blocks));
+        let (dirty, same) = (
+            self.in_bytes(info.dirty_blocks),
+            self.in_bytes(info.same_blocks),
+        );
         // What the session still held as bytes when it was frozen.
         let kept = dirty + same;
-        let Carried { written_bytes, zeroed_bytes, trimmed_bytes } = self.carried;
+        let Carried {
+            written_bytes,
+            zeroed_bytes,
+            trimmed_bytes,
+        } = self.carried;
         let rewritten = written_bytes.saturating_sub(zeroed_bytes + trimmed_bytes + kept);
         vec![
             ("written by the client", written_bytes),
@@ -55,7 +62,10 @@ impl SnapshotLine {
             ("- written over by then", rewritten),
             ("- identical to what the parent has", same),
             ("= bytes in the diff", dirty),
-            ("- compressed away", dirty.saturating_sub(info.payload_bytes)),
+            (
+                "- compressed away",
+                dirty.saturating_sub(info.payload_bytes),
+            ),
             ("+ header", info.header_bytes),
             ("= stored", info.stored_bytes),
         ]
@@ -65,10 +75,16 @@ impl SnapshotLine {
 impl Story {
     pub(super) fn tell(&self) -> String {
         let mut text = String::from("\nThe client sent\n");
-        let sent = self.written.iter().map(|(kind, n)| vec![format!("  {}", name(*kind)), bytes(*n)]);
+        let sent = self
+            .written
+            .iter()
+            .map(|(kind, n)| vec![format!("  {}", name(*kind)), bytes(*n)]);
         text += &table(&[], &[1], sent.collect());
         text += "\n\nWhat became of it\n";
-        let names = self.snapshots.iter().map(|s| format!("`{}`", s.taken.info.name));
+        let names = self
+            .snapshots
+            .iter()
+            .map(|s| format!("`{}`", s.taken.info.name));
         let head: Vec<String> = std::iter::once(String::new()).chain(names).collect();
         let head: Vec<&str> = head.iter().map(String::as_str).collect();
         let columns: Vec<_> = self.snapshots.iter().map(SnapshotLine::rows).collect();
@@ -82,7 +98,10 @@ impl Story {
             })
             .collect();
         let timed = |label: &str, of: &dyn Fn(&Taken) -> f64| {
-            let cells = self.snapshots.iter().map(|s| duration(Duration::from_secs_f64(of(&s.taken))));
+            let cells = self
+                .snapshots
+                .iter()
+                .map(|s| duration(Duration::from_secs_f64(of(&s.taken))));
             std::iter::once(format!("  {label}")).chain(cells).collect()
         };
         rows.push(timed("device held for", &|t| t.held_us / 1e6));
@@ -96,7 +115,10 @@ impl Story {
             self.seconds,
         );
         if let Some(kept) = &self.kept {
-            text += &format!("Kept in {}; `cowslip --store {0}/store ls` lists it.\n", kept.display());
+            text += &format!(
+                "Kept in {}; `cowslip --store {0}/store ls` lists it.\n",
+                kept.display()
+            );
         }
         text
     }

@@ -21,6 +21,7 @@ use cowslip_nbd::Client;
 use cowslip_nbd::client::{ClientError, Command};
 use serde::Serialize;
 
+use super::random::{Random, random_bytes};
 use super::stage::IMAGE_BYTES;
 use crate::failure::Failure;
 
@@ -86,10 +87,18 @@ impl Workload {
     pub(super) fn begin(seed: u64, mut client: Client) -> Result<Self, Failure> {
         let mut oracle = vec![0; STAMPS_AT];
         for (i, chunk) in oracle.chunks_mut(1 << 20).enumerate() {
-            client.read((i as u64) << 20, chunk).map_err(|e| failed(&e))?;
+            client
+                .read((i as u64) << 20, chunk)
+                .map_err(|e| failed(&e))?;
         }
         let (written, since_last) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { client, random: Random(seed), oracle, written, since_last })
+        Ok(Self {
+            client,
+            random: Random(seed),
+            oracle,
+            written,
+            since_last,
+        })
     }
 
     /// Everything below [`STAMPS_AT`], as it must read.
@@ -139,7 +148,9 @@ impl Workload {
         for at in order {
             let (here, seed) = (*at..at + SLOT, self.random.next());
             match kind {
-                Kind::Random => self.oracle[here.clone()].copy_from_slice(&random_bytes(seed, SLOT)),
+                Kind::Random => {
+                    self.oracle[here.clone()].copy_from_slice(&random_bytes(seed, SLOT))
+                }
                 Kind::Text => self.oracle[here.clone()].copy_from_slice(&text(seed)),
                 Kind::Zeros | Kind::WriteZeroes | Kind::Trim => self.oracle[here.clone()].fill(0),
                 Kind::Identical | Kind::Stamps => {}
@@ -151,10 +162,19 @@ impl Workload {
                 .submit(match kind {
                     Kind::WriteZeroes => {
                         let (room, fast, fua) = (Room::Free, false, false);
-                        Command::WriteZeroes { range, room, fast, fua }
+                        Command::WriteZeroes {
+                            range,
+                            room,
+                            fast,
+                            fua,
+                        }
                     }
                     Kind::Trim => Command::Trim { range, fua: false },
-                    _ => Command::Write { offset, data, fua: false },
+                    _ => Command::Write {
+                        offset,
+                        data,
+                        fua: false,
+                    },
                 })
                 .map_err(|e| failed(&e))?;
             *self.written.entry(kind).or_default() += SLOT as u64;
@@ -208,7 +228,10 @@ impl Stamper {
                 std::thread::sleep(Duration::from_micros(300));
             }
         });
-        Self { shared, thread: Some(thread) }
+        Self {
+            shared,
+            thread: Some(thread),
+        }
     }
 
     pub(super) fn submitted(&self) -> u64 {
@@ -267,7 +290,9 @@ pub(super) fn check_stamps(region: &[u8], first: u64, last: u64) -> Result<(), S
     let blocks = || region.chunks(STAMP);
     let newest = blocks().map(number).max().unwrap_or(0);
     if !(first..=last).contains(&newest) {
-        return Err(format!("the newest stamp is {newest}, not one of {first} to {last}"));
+        return Err(format!(
+            "the newest stamp is {newest}, not one of {first} to {last}"
+        ));
     }
     for (slot, block) in (0..).zip(blocks()) {
         // The last number up to the newest that falls on this slot; none yet where it is 0.
@@ -279,7 +304,9 @@ pub(super) fn check_stamps(region: &[u8], first: u64, last: u64) -> Result<(), S
         };
         if !right {
             let found = number(block);
-            return Err(format!("slot {slot} holds stamp {found}, not {expected:?} of {newest}"));
+            return Err(format!(
+                "slot {slot} holds stamp {found}, not {expected:?} of {newest}"
+            ));
         }
     }
     Ok(())
@@ -293,40 +320,25 @@ pub(super) fn first_difference(got: &[u8], expected: &[u8]) -> Option<usize> {
     Some(got.iter().zip(expected).take_while(|(a, b)| a == b).count())
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers for the same seed, on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).expect("below a usize")
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            let j = self.below(i + 1);
-            items.swap(i, j);
-        }
-    }
-}
-
-pub(super) fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut random = Random(seed);
-    (0..len.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).take(len).collect()
-}
-
 /// A slot of words, which compress as a log or a source file does.
 fn text(seed: u64) -> Vec<u8> {
     const WORDS: [&str; 16] = [
-        "block ", "layer ", "header ", "the ", "snapshot ", "writes ", "0x7f3a ", "error: ", "of ",
-        "session ", "ok\n", "a ", "GET /index ", "kernel: ", "127.0.0.1 ", "value = ",
+        "block ",
+        "layer ",
+        "header ",
+        "the ",
+        "snapshot ",
+        "writes ",
+        "0x7f3a ",
+        "error: ",
+        "of ",
+        "session ",
+        "ok\n",
+        "a ",
+        "GET /index ",
+        "kernel: ",
+        "127.0.0.1 ",
+        "value = ",
     ];
     let mut random = Random(seed);
     let mut bytes = Vec::with_capacity(SLOT + 16);
@@ -354,9 +366,18 @@ mod tests {
             last = put(n);
         }
         assert_eq!(check_stamps(&last, 690, 705), Ok(()));
-        assert!(check_stamps(&last, 701, 705).is_err(), "an acknowledged one is missing");
-        assert!(check_stamps(&last, 600, 699).is_err(), "one is there that was not submitted");
+        assert!(
+            check_stamps(&last, 701, 705).is_err(),
+            "an acknowledged one is missing"
+        );
+        assert!(
+            check_stamps(&last, 600, 699).is_err(),
+            "one is there that was not submitted"
+        );
         let gap = put(702);
-        assert!(check_stamps(&gap, 690, 705).is_err(), "701 is missing under 702");
+        assert!(
+            check_stamps(&gap, 690, 705).is_err(),
+            "701 is missing under 702"
+        );
     }
 }
