@@ -1,2 +1,56 @@
-//! placeholder
-fn main() {}
+//! What a developer repeats: `cargo xtask` lists it.
+//!
+//! ```text
+//! test         prerequisites -> cargo fmt, clippy, doc, test
+//! bench        criterion -> a summary       bench peers   fio -> a table
+//! fuzz         cargo-fuzz
+//! ```
+//!
+//! Each command is a file. They share how a program is run ([`run`]), which Debian packages there
+//! are ([`packages`]) and what a machine is called in a measurement ([`machine`]).
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it talks to a developer"
+)]
+
+mod bench;
+mod fuzz;
+mod machine;
+mod packages;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const COMMANDS: &str = "\
+cargo xtask test [--no-install]         all that must pass: format, lints, docs, tests; installs what they need
+cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
+cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
+cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &[&str]) -> Result<()> {
+    match args {
+        [] | ["help" | "--help" | "-h"] => println!("{COMMANDS}"),
+        ["test", rest @ ..] => test::run(rest)?,
+        ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
+        ["bench", rest @ ..] => bench::run(rest)?,
+        ["fuzz", rest @ ..] => fuzz::run(rest)?,
+        [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Programs of others that tests and measurements use, and the Debian packages they come in.
+//!
+//! Only what is missing is installed, and never at the price of another package (`--no-remove`):
+//! on a machine with QEMU from backports, its older siblings would take it away. The sources
+//! of packages are left as they are.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+
+use crate::run::program;
+
+/// One thing that may be missing.
+pub(crate) struct Need {
+    /// What it is called in messages.
+    pub(crate) what: &'static str,
+    package: Option<&'static str>,
+    is_there: fn() -> bool,
+    /// What is left out without it.
+    pub(crate) without: &'static str,
+}
+
+impl Need {
+    /// Can it be installed?
+    pub(crate) fn is_a_package(&self) -> bool {
+        self.package.is_some()
+    }
+}
+
+const fn need(
+    what: &'static str,
+    package: Option<&'static str>,
+    is_there: fn() -> bool,
+    without: &'static str,
+) -> Need {
+    Need {
+        what,
+        package,
+        is_there,
+        without,
+    }
+}
+
+fn all(programs: &[&str]) -> bool {
+    programs.iter().all(|name| program(name).is_some())
+}
+
+fn python(program: &str, code: &str) -> bool {
+    let mut command = Command::new(program);
+    command
+        .args(["-c", code])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn is_root() -> bool {
+    Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|o| o.stdout == b"0\n")
+}
+
+/// What the tests need.
+pub(crate) const TESTS: &[Need] = &[
+    need(
+        "mkfs.ext4, e2fsck",
+        Some("e2fsprogs"),
+        || all(&["mkfs.ext4", "e2fsck"]),
+        "ext4 in an export, the demo",
+    ),
+    need(
+        "qemu-img, qemu-io",
+        Some("qemu-utils"),
+        || all(&["qemu-img", "qemu-io"]),
+        "QEMU as a client, import of qcow2",
+    ),
+    need(
+        "nbdinfo, nbdcopy, nbdfuse",
+        Some("libnbd-bin"),
+        || all(&["nbdinfo", "nbdcopy", "nbdfuse"]),
+        "libnbd's tools as clients",
+    ),
+    need(
+        "libnbd for /usr/bin/python3",
+        Some("python3-libnbd"),
+        || python("/usr/bin/python3", "import nbd"),
+        "requests that no polite client sends",
+    ),
+    need(
+        "fio",
+        Some("fio"),
+        || all(&["fio"]),
+        "fio with verification",
+    ),
+    need(
+        "python3 with libzstd",
+        Some("libzstd1"),
+        || python("python3", "import ctypes; ctypes.CDLL('libzstd.so.1')"),
+        "the format read by the Python reader",
+    ),
+    need(
+        "umount",
+        Some("mount"),
+        || all(&["umount"]),
+        "mkfs through FUSE",
+    ),
+    need(
+        "root and /dev/fuse",
+        None,
+        || is_root() && Path::new("/dev/fuse").exists(),
+        "mkfs through FUSE",
+    ),
+];
+
+/// What `bench peers` needs.
+pub(crate) const PEERS: &[Need] = &[
+    need("fio", Some("fio"), || all(&["fio"]), "all of it"),
+    need(
+        "nbdcopy",
+        Some("libnbd-bin"),
+        || all(&["nbdcopy"]),
+        "a peer",
+    ),
+    need(
+        "nbdkit",
+        Some("nbdkit"),
+        || all(&["nbdkit"]),
+        "two of the peers",
+    ),
+    need(
+        "qemu-img, qemu-nbd",
+        Some("qemu-utils"),
+        || all(&["qemu-img", "qemu-nbd"]),
+        "a peer",
+    ),
+];
+
+/// What is missing, after an attempt to install it where that is allowed and possible.
+pub(crate) fn provide(needs: &'static [Need], install: bool) -> Result<Vec<&'static Need>> {
+    let missing = || {
+        needs
+            .iter()
+            .filter(|need| !(need.is_there)())
+            .collect::<Vec<_>>()
+    };
+    let mut still = missing();
+    if install && is_root() && program("apt-get").is_some() {
+        let packages: Vec<&str> = still.iter().filter_map(|need| need.package).collect();
+        if !packages.is_empty() {
+            println!("== installing {}", packages.join(" "));
+            if !apt_install(&packages) {
+                // The lists may be old, or not there at all.
+                apt_get(&["update", "-q"]);
+                if !apt_install(&packages) {
+                    for package in packages {
+                        apt_install(&[package]);
+                    }
+                }
+            }
+            still = missing();
+        }
+    }
+    for need in &still {
+        println!("== missing: {}", describe(need));
+    }
+    Ok(still)
+}
+
+fn describe(need: &Need) -> String {
+    let mut text = need.what.to_owned();
+    if let Some(package) = need.package {
+        let _ = write!(text, " (Debian: {package})");
+    }
+    let _ = write!(text, "; skipped: {}", need.without);
+    text
+}
+
+fn apt_install(packages: &[&str]) -> bool {
+    let options = [
+        "install",
+        "-q",
+        "-y",
+        "--no-remove",
+        "--no-install-recommends",
+    ];
+    apt_get(&[&options, packages].concat())
+}
+
+fn apt_get(args: &[&str]) -> bool {
+    let mut command = Command::new("apt-get");
+    command
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null());
+    command.stdout(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_described_in_one_line() {
+        let gone = need(
+            "a program",
+            Some("a-package"),
+            || all(&["no-such-program"]),
+            "a test",
+        );
+        assert!(!(gone.is_there)());
+        assert_eq!(
+            describe(&gone),
+            "a program (Debian: a-package); skipped: a test"
+        );
+        assert!(all(&["sh"]));
+    }
+}

@@ -1,0 +1,46 @@
+//! `cargo xtask test`: all that must pass before a change is handed in. CI runs this and no more.
+//!
+//! 1. what tests need of other people's programs is installed, or said to be missing;
+//! 2. format, lints, docs, tests, in this order; the first that fails ends it.
+//!
+//! With everything there, `COWSLIP_REQUIRE_TOOLS=1` makes a test fail that would be left out for
+//! want of a program. With `CI=true`, a package that cannot be had is a failure.
+
+use anyhow::{Result, bail};
+
+use crate::packages::{TESTS, provide};
+use crate::run::{cargo, step};
+
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    let install = match args {
+        [] => true,
+        ["--no-install"] => false,
+        _ => bail!("usage: cargo xtask test [--no-install]"),
+    };
+    let missing = provide(TESTS, install)?;
+    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    if in_ci && missing.iter().any(|need| need.is_a_package()) {
+        bail!("CI runs every test, and what is missing above could not be installed");
+    }
+    step("format", &mut cargo(["fmt", "--all", "--check"]))?;
+    let clippy = "clippy --workspace --all-targets -- -D warnings";
+    step("lints", &mut cargo(clippy.split(' ')))?;
+    let docs = "doc --workspace --no-deps --document-private-items";
+    step(
+        "docs",
+        cargo(docs.split(' ')).env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    let mut tests = cargo(["test", "--workspace"]);
+    if missing.is_empty() {
+        tests.env("COWSLIP_REQUIRE_TOOLS", "1");
+    }
+    step("tests", &mut tests)?;
+    match missing.as_slice() {
+        [] => println!("== all passed, nothing was skipped"),
+        some => {
+            let names: Vec<_> = some.iter().map(|need| need.what).collect();
+            println!("== all passed, but for what needs {}", names.join("; "));
+        }
+    }
+    Ok(())
+}
