@@ -113,6 +113,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_moves_only_when_that_pays() {
+        let mut buffer = Buffer::default();
+        buffer.append(&[7; 4096]);
+        buffer.consume(64);
+        buffer.append(&[7; 64]);
+        assert_eq!(buffer.start, 64, "64 bytes are not worth a move of 4032");
+        buffer.consume(3000);
+        buffer.room(1 << 20);
+        assert_eq!(buffer.start, 0);
+    }
+
+    #[test]
     fn shrinking_keeps_what_is_held() {
         let mut buffer = Buffer::default();
         buffer.append(&[1; 1000]);

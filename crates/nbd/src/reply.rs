@@ -300,6 +300,18 @@ mod tests {
     }
 
     #[test]
+    fn a_short_run_of_zeros_is_cheaper_as_data() {
+        let mut out = Buffer::default();
+        let range = ByteRange::at(0, 1 + HOLE_BYTES_MIN - 1).unwrap();
+        let mut reply = ReadReply::begin(&mut out, Shape::Chunks, 7, range);
+        reply.data(1).fill(1);
+        reply.zeroes(HOLE_BYTES_MIN - 1);
+        reply.finish().unwrap();
+        let kinds: Vec<_> = chunks(out.held(), 0).into_iter().map(|c| c.1).collect();
+        assert_eq!(kinds, [chunk::OFFSET_DATA]);
+    }
+
+    #[test]
     fn a_read_of_nothing_is_a_reply_all_the_same() {
         let range = ByteRange::at(0, 0).unwrap();
         let mut out = Buffer::default();
