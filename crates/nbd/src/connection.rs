@@ -7,11 +7,11 @@
 //! ```
 //!
 //! Invariants:
-//! 1. (DESIGN 12) It never waits for the client to read its replies while it could read the client's
-//!    requests: every send is non-blocking, and reading stops only when what the client is owed
+//! 1. (12 of ARCHITECTURE.md) It never waits for the client to read its replies while it could read
+//!    the client's requests: every send is non-blocking, and reading stops only when what the client is owed
 //!    reaches a bound (see [`crate::execute`]). A client that never reads stalls only itself.
-//! 2. (DESIGN 4) A request is executed after its last byte has arrived; a slow sender holds nothing.
-//! 3. (DESIGN 10) Only a broken stream ends a connection: a false magic, or a refused payload too
+//! 2. (4 there) A request is executed after its last byte has arrived; a slow sender holds nothing.
+//! 3. (10 there) Only a broken stream ends a connection: a false magic, or a refused payload too
 //!    long to drop. A refused WRITE is answered after its payload has been read.
 //! 4. After DISC, or the end of the stream, what was received is still served and answered.
 //!

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Invariants:
-//! 1. (DESIGN 10) A connection that fails, or panics, takes nothing else with it.
+//! 1. (10 of ARCHITECTURE.md) A connection that fails, or panics, takes nothing else with it.
 //! 2. At most [`CONNECTIONS_MAX`] connections; one more is accepted and closed at once.
 //! 3. [`Server::stop`] returns within two seconds: first the sockets are closed for reading only, so
 //!    that requests already received are answered; then for good. A thread that is still inside the
