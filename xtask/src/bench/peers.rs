@@ -80,8 +80,10 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
 
 const ABOUT: &str = "One connection, fio's NBD engine over a unix socket, all files in memory. \
     `nbdkit memory` has no copy-on-write at all; `nbdkit cow` is its cow filter, with blocks of 4 KiB, \
-    over the raw file; `qemu-nbd` serves a qcow2 overlay with subclusters of 4 KiB over the raw file. \
-    `first` writes every block once, `hot` and `mix` (70 % reads) go to 64 MiB that were written before.";
+    over the raw file; `qemu-nbd` serves a qcow2 overlay with subclusters of 4 KiB over the raw file.\n\n\
+    Every fourth MiB of the image holds noise, so that three of four reads in the first rows find a \
+    hole (which cowslip answers without bytes); `data` reads noise only. `first` writes every block \
+    once; `hot` is 64 MiB that were written before, `mix` has 70 % reads.";
 
 /// One round: every cell at every peer.
 fn measure(

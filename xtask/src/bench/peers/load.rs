@@ -38,6 +38,13 @@ pub(super) const CELLS: &[Cell] = &[
         job: "--rw=read --bs=256k --iodepth=8",
         timed: true,
     },
+    // 16 reads in each MiB that holds data, then on to the next.
+    Cell {
+        name: "rr4k q32 data",
+        before: None,
+        job: "--rw=randread --bs=4k --iodepth=32 --zonemode=strided --zonesize=64k --zonerange=1m --zoneskip=3m",
+        timed: true,
+    },
     Cell {
         name: "rw4k q32 first",
         before: None,
@@ -54,6 +61,18 @@ pub(super) const CELLS: &[Cell] = &[
         name: "mix4k q32 hot",
         before: None,
         job: "--rw=randrw --rwmixread=70 --bs=4k --iodepth=32 --offset=960m --size=64m",
+        timed: true,
+    },
+    Cell {
+        name: "rr4k q32 hot",
+        before: None,
+        job: "--rw=randread --bs=4k --iodepth=32 --offset=960m --size=64m",
+        timed: true,
+    },
+    Cell {
+        name: "sr256k q8 hot",
+        before: None,
+        job: "--rw=read --bs=256k --iodepth=8 --offset=960m --size=64m",
         timed: true,
     },
 ];
