@@ -100,10 +100,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let fs = MemoryFs::new();
         let store = Store::open_or_create(&*fs.root(), Arc::new(RealHost), Caches::default());
         let size = BlockSize::new(*block_bytes).expect("a block size");
-        let mut writer = store
-            .expect("a store")
-            .layer_writer(size)
-            .expect("a writer");
+        let store = store.expect("a store");
+        let lease = store.lease().expect("a lease");
+        let mut writer = store.layer_writer(&lease, size).expect("a writer");
         writer.push(payload).expect("room");
         let id = writer.finish().expect("room").id;
         let layers = fs.root().open_dir("layers").expect("a store has it");

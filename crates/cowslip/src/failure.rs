@@ -93,6 +93,9 @@ impl From<StoreError> for Failure {
             StoreError::AlreadyExists { .. } => {
                 failure(Kind::Failed).hint("--replace takes its place")
             }
+            StoreError::NoSession { .. } => {
+                failure(Kind::NotFound).hint("`cowslip sessions` lists them")
+            }
             StoreError::NotAStore { .. } => failure(Kind::NotFound)
                 .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one"),
             StoreError::Corrupt { .. } => failure(Kind::Corrupt),

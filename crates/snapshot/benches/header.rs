@@ -64,7 +64,9 @@ fn put(store: &Store, parent: Option<&Header>, blocks: u64, changes: &[MapRun]) 
         figures: DiffFigures::default(),
         made_by: "bench",
     };
-    store.put_header(&spec).expect("a header")
+    store
+        .put_header(&store.lease().expect("a lease"), &spec)
+        .expect("a header")
 }
 
 /// Numbers without pattern, the same in every run.
@@ -160,7 +162,9 @@ fn layers(c: &mut Criterion) {
     for (what, frame_bytes) in [("read_4_kib_cached", 1 << 30), ("read_4_kib_one_frame", 0)] {
         let temp = temp_dir();
         let store = store(&temp, frame_bytes);
-        let mut writer = store.layer_writer(size).expect("a writer");
+        let mut writer = store
+            .layer_writer(&store.lease().expect("a lease"), size)
+            .expect("a writer");
         writer.push(&payload).expect("room");
         let layer = writer.finish().expect("room");
         let all = [MapRun {

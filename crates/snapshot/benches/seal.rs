@@ -54,13 +54,23 @@ impl Rig {
             made_by: "a bench".into(),
         };
         let len = image.len() as u64;
-        let header = import(&store, source.as_ref(), len, &options, &mut |_, _| {});
+        let lease = store.lease().expect("a lease");
+        let header = import(
+            &store,
+            &lease,
+            source.as_ref(),
+            len,
+            &options,
+            &mut |_, _| {},
+        );
         let base = name("base");
         store
-            .commit(&base, &header.expect("room"), false)
+            .commit(&lease, &base, &header.expect("room"), false)
             .expect("a free name");
         let around = Surroundings {
             dir: Arc::new(open("session")),
+            path: temp.path().join("session"),
+            temporary: false,
             store,
             store_path: temp.path().join("store"),
             host: Arc::new(RealHost),

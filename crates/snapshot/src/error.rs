@@ -77,6 +77,12 @@ pub enum StoreError {
         /// The name.
         name: String,
     },
+    /// No session of this id.
+    #[error("the store knows no session {id}")]
+    NoSession {
+        /// The id.
+        id: uuid::Uuid,
+    },
     /// The directory is no store.
     #[error("the directory is not a cowslip store: {why}")]
     NotAStore {

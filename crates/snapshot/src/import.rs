@@ -10,6 +10,7 @@ use cowslip_block::{BlockRange, BlockSize, ByteRange};
 use crate::error::StoreError;
 use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Target};
 use crate::layer::LayerWriter;
+use crate::roots::Lease;
 use crate::store::Store;
 
 /// Read at one go.
@@ -31,6 +32,7 @@ pub struct ImportOptions {
 /// `Invalid` for an empty image, `Limit` for one that is too large, `NoSpace`, `Io`.
 pub fn import(
     store: &Store,
+    lease: &Lease,
     source: &dyn File,
     size: u64,
     options: &ImportOptions,
@@ -48,7 +50,7 @@ pub fn import(
         ));
     }
     let mut packer = Packer {
-        writer: store.layer_writer(options.block_size)?,
+        writer: store.layer_writer(lease, options.block_size)?,
         block_size: options.block_size,
         runs: Vec::new(),
     };
@@ -58,18 +60,21 @@ pub fn import(
     let layer = (dirty_blocks > 0)
         .then(|| packer.writer.finish())
         .transpose()?;
-    store.put_header(&HeaderSpec {
-        parent: None,
-        size_bytes: size,
-        block_size: options.block_size,
-        changes: &packer.runs,
-        layer,
-        figures: DiffFigures {
-            dirty_blocks,
-            ..DiffFigures::default()
+    store.put_header(
+        lease,
+        &HeaderSpec {
+            parent: None,
+            size_bytes: size,
+            block_size: options.block_size,
+            changes: &packer.runs,
+            layer,
+            figures: DiffFigures {
+                dirty_blocks,
+                ..DiffFigures::default()
+            },
+            made_by: &options.made_by,
         },
-        made_by: &options.made_by,
-    })
+    )
 }
 
 /// A file, and how much of it there is.

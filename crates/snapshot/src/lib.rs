@@ -10,6 +10,7 @@
 
 pub mod error;
 pub mod export;
+pub mod gc;
 pub mod header;
 pub mod host;
 pub mod ids;
@@ -17,6 +18,7 @@ pub mod image;
 pub mod import;
 pub mod layer;
 pub mod limits;
+pub mod roots;
 pub mod seal;
 pub mod session;
 pub mod store;
@@ -25,6 +27,7 @@ pub mod verify;
 /// What headers say that they were made by.
 pub const MADE_BY: &str = concat!("cowslip ", env!("CARGO_PKG_VERSION"));
 
+mod checked_json;
 mod codec;
 mod pending;
 mod record;

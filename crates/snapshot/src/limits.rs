@@ -41,6 +41,12 @@ pub const MADE_BY_BYTES_MAX: usize = 64;
 /// Snapshots since the template.
 pub const GENERATION_MAX: u64 = u32::MAX as u64;
 
+/// One lease: what one operation writes or reads.
+pub const LEASE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a store notes of one session.
+pub const SESSION_RECORD_BYTES_MAX: u64 = 64 << 10;
+
 /// The blocks below a slot that points at a node of this level.
 pub const fn span(level: u8) -> u64 {
     LEAF_BLOCKS << (level as u32 * INNER_SLOTS.ilog2())

@@ -2,14 +2,15 @@
 //!
 //! Invariant 6: its bytes are synced before it gets its name, and the name's directory is synced
 //! before anybody is told. Until then it is a file in `tmp/` under a name that nobody else takes;
-//! dropping it removes that. A crash leaves the file behind, which harms nothing.
+//! dropping it removes that. A crash leaves the file behind, which harms nothing, and which a
+//! collection removes: its name is that of the lease it was written under.
 
 use std::sync::Arc;
 
 use cowslip_block::files::{Dir, File};
-use uuid::Uuid;
 
 use crate::error::StoreError;
+use crate::roots::Lease;
 
 /// A file in `tmp/` that is being written from its start to its end.
 #[derive(Debug)]
@@ -22,8 +23,8 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn create(tmp: &Arc<dyn Dir>, unique: Uuid) -> Result<Self, StoreError> {
-        let name = unique.to_string();
+    pub(crate) fn create(tmp: &Arc<dyn Dir>, lease: &Lease) -> Result<Self, StoreError> {
+        let name = lease.pending_name();
         let file = tmp
             .create(&name)
             .map_err(|e| StoreError::io(format!("creating tmp/{name}"), e))?;

@@ -31,6 +31,7 @@ use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Merged, Target};
 use crate::ids::{HeaderId, SnapshotName};
 use crate::image::Image;
 use crate::layer::LayerWriter;
+use crate::roots::Lease;
 use crate::store::Store;
 
 /// Blocks that are read, compared and packed at a time.
@@ -80,6 +81,7 @@ pub enum SealError {
 /// [`SealError`]; nothing that a name points at has changed then.
 pub fn seal(
     store: &Arc<Store>,
+    lease: &Lease,
     parent: &Arc<Header>,
     caches: &[Arc<Cache>],
     size_bytes: u64,
@@ -94,6 +96,7 @@ pub fn seal(
         dedup: request.dedup,
         layer: None,
         store,
+        lease,
         changes: Merged::default(),
         figures: DiffFigures::default(),
         progress,
@@ -120,8 +123,8 @@ pub fn seal(
         figures,
         made_by: MADE_BY,
     };
-    let header = store.put_header_as(request.header, &spec)?;
-    store.commit(&request.name, &header, request.replace)?;
+    let header = store.put_header_as(lease, request.header, &spec)?;
+    store.commit(lease, &request.name, &header, request.replace)?;
     Ok(header)
 }
 
@@ -150,6 +153,7 @@ struct Diff<'a> {
     dedup: bool,
     layer: Option<LayerWriter>,
     store: &'a Arc<Store>,
+    lease: &'a Lease,
     changes: Merged,
     figures: DiffFigures,
     progress: &'a mut dyn FnMut(SealProgress) -> bool,
@@ -252,7 +256,7 @@ impl Diff<'_> {
 
     fn pack(&mut self, block: BlockRange, bytes: &[u8]) -> Result<(), SealError> {
         if self.layer.is_none() {
-            self.layer = Some(self.store.layer_writer(self.block_size)?);
+            self.layer = Some(self.store.layer_writer(self.lease, self.block_size)?);
         }
         let layer = self.layer.as_mut().expect("made above");
         let to = Target::Layer {

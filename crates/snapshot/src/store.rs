@@ -4,6 +4,7 @@
 //! store              the marker: this is a store, of this version
 //! layers/<uuid>      layer objects       headers/<uuid>    header objects
 //! snapshots/<name>   records: name -> header               tmp/   what is being written
+//! leases/, sessions/ what keeps objects besides names: see `roots/`
 //! ```
 //!
 //! Invariants:
@@ -13,8 +14,10 @@
 //!   from a name on, everything is verified.
 //! - Objects are immutable. Only names change, each in one step.
 //!
-//! Leftovers in `tmp/` belong to crashed writers, or to live ones: nobody here touches them.
-//! Left out: which objects are still needed.
+//! - Nothing is written but under a [`Lease`], and a name that stood for something is taken away only
+//!   under the lock of the roots: that is what a collection relies on.
+//!
+//! Left out: which objects are still needed (`gc.rs`).
 
 use std::fmt;
 use std::io;
@@ -24,6 +27,7 @@ use cowslip_block::BlockSize;
 use cowslip_block::files::{Access, Dir};
 use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
+use uuid::Uuid;
 
 use crate::error::{ObjectError, StoreError};
 use crate::header::{self, Header, HeaderSpec, Nodes, UncheckedHeader, object_name};
@@ -32,12 +36,16 @@ use crate::ids::{HeaderId, LayerId, SnapshotName};
 use crate::layer::{Layer, LayerWriter};
 use crate::pending::Pending;
 use crate::record::{self, Record};
+use crate::roots::lease::Protected;
+use crate::roots::{Lease, RootLock, SessionRecord};
 
 const MARKER: &str = "store";
 const LAYERS: &str = "layers";
 const HEADERS: &str = "headers";
 const SNAPSHOTS: &str = "snapshots";
 const TMP: &str = "tmp";
+const LEASES: &str = "leases";
+const SESSIONS: &str = "sessions";
 
 /// Open layers, by the memory of their indexes: each counts for its index and this much, so that
 /// at most 256 are open. One with the largest index fits.
@@ -112,6 +120,8 @@ pub struct Store {
     headers: Arc<dyn Dir>,
     snapshots: Arc<dyn Dir>,
     tmp: Arc<dyn Dir>,
+    leases: Arc<dyn Dir>,
+    sessions: Arc<dyn Dir>,
     nodes: Arc<Nodes>,
     open_layers: Cache<LayerId, Arc<Layer>, LayerWeight>,
     frames: Cache<(LayerId, u64), Arc<[u8]>, FrameWeight>,
@@ -149,7 +159,9 @@ impl Store {
             nodes: Arc::new(Nodes::new(Arc::clone(&headers), caches.node_bytes)),
             headers,
             snapshots: open_dir(SNAPSHOTS)?,
-            tmp: open_dir(TMP)?,
+            tmp: open_kept(dir, TMP)?,
+            leases: open_kept(dir, LEASES)?,
+            sessions: open_kept(dir, SESSIONS)?,
             open_layers: open_layers_cache(),
             frames: frames_cache(caches.frame_bytes),
         })
@@ -167,7 +179,7 @@ impl Store {
         let failed = |e| StoreError::io("making a store", e);
         let names = dir.list().map_err(failed)?;
         if !names.iter().any(|name| name == MARKER) {
-            let ours = [LAYERS, HEADERS, SNAPSHOTS, TMP];
+            let ours = [LAYERS, HEADERS, SNAPSHOTS, TMP, LEASES, SESSIONS];
             if let Some(other) = names.iter().find(|n| !ours.contains(&n.as_str())) {
                 let why = format!("it holds {other:?}; a new store wants an empty directory");
                 return Err(StoreError::NotAStore { why });
@@ -179,7 +191,9 @@ impl Store {
                 }
             }
             dir.sync().map_err(failed)?;
-            let mut marker = Pending::create(&dir.open_dir(TMP).map_err(failed)?, host.new_uuid())?;
+            let leases = dir.open_dir(LEASES).map_err(failed)?;
+            let lease = Lease::take(&leases, host.new_uuid())?;
+            let mut marker = Pending::create(&dir.open_dir(TMP).map_err(failed)?, &lease)?;
             marker.append(&record::encode_marker())?;
             // Whoever was faster wrote the same.
             marker.commit_over(dir, MARKER)?;
@@ -192,13 +206,41 @@ impl Store {
         &self.host
     }
 
+    /// Protects what an operation is about to write, until it is dropped.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn lease(&self) -> Result<Lease, StoreError> {
+        Lease::take(&self.leases, self.host.new_uuid())
+    }
+
+    /// The header that a name stands for, protected until the lease is dropped, whatever becomes of
+    /// the name.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`], and [`Store::lease`].
+    pub fn resolve_leased(&self, name: &SnapshotName) -> Result<(Arc<Header>, Lease), StoreError> {
+        let roots = RootLock::take(&self.leases)?;
+        let record = self.record(name)?;
+        let lease = Lease::take_under(&roots, &self.leases, self.host.new_uuid())?;
+        lease.protect(Protected::Header(record.header))?;
+        drop(roots);
+        Ok((self.open_recorded(&record)?, lease))
+    }
+
     /// Begins a layer.
     ///
     /// # Errors
     /// `NoSpace`, `Io`.
-    pub fn layer_writer(&self, block_size: BlockSize) -> Result<LayerWriter, StoreError> {
+    pub fn layer_writer(
+        &self,
+        lease: &Lease,
+        block_size: BlockSize,
+    ) -> Result<LayerWriter, StoreError> {
         let id = LayerId(self.host.new_uuid());
-        LayerWriter::new(self.pending()?, Arc::clone(&self.layers), id, block_size)
+        lease.protect(Protected::Layer(id))?;
+        let pending = Pending::create(&self.tmp, lease)?;
+        LayerWriter::new(pending, Arc::clone(&self.layers), id, block_size)
     }
 
     /// Opens a layer, or finds it open.
@@ -240,8 +282,12 @@ impl Store {
     /// # Errors
     /// `Invalid` for a spec that makes no sense, `Limit`, `Corrupt` where the parent's map is
     /// damaged, `NoSpace`, `Io`.
-    pub fn put_header(&self, spec: &HeaderSpec<'_>) -> Result<Arc<Header>, StoreError> {
-        self.put_header_as(HeaderId(self.host.new_uuid()), spec)
+    pub fn put_header(
+        &self,
+        lease: &Lease,
+        spec: &HeaderSpec<'_>,
+    ) -> Result<Arc<Header>, StoreError> {
+        self.put_header_as(lease, HeaderId(self.host.new_uuid()), spec)
     }
 
     /// The same, under an id that was promised before. An object that has it already is what an
@@ -251,6 +297,7 @@ impl Store {
     /// As [`Store::put_header`].
     pub fn put_header_as(
         &self,
+        lease: &Lease,
         id: HeaderId,
         spec: &HeaderSpec<'_>,
     ) -> Result<Arc<Header>, StoreError> {
@@ -262,7 +309,8 @@ impl Store {
             return Err(StoreError::Invalid(why));
         }
         let object = header::encode(spec, id, self.host.now_unix_ms(), &self.nodes)?;
-        let mut pending = self.pending()?;
+        lease.protect(Protected::Header(id))?;
+        let mut pending = Pending::create(&self.tmp, lease)?;
         pending.append(&object)?;
         pending.commit_over(self.headers.as_ref(), &id.to_string())?;
         self.open_header(id)
@@ -286,6 +334,7 @@ impl Store {
     /// `AlreadyExists` where the name is taken and `replace` is not wanted; `NoSpace`, `Io`.
     pub fn commit(
         &self,
+        lease: &Lease,
         name: &SnapshotName,
         header: &Header,
         replace: bool,
@@ -295,9 +344,10 @@ impl Store {
             object_bytes: header.object_bytes(),
             tail_hash: header.tail_hash(),
         };
-        let mut pending = self.pending()?;
+        let mut pending = Pending::create(&self.tmp, lease)?;
         pending.append(&record.encode())?;
         if replace {
+            let _roots = RootLock::take(&self.leases)?;
             pending.commit_over(self.snapshots.as_ref(), name.as_str())
         } else {
             pending.commit_new(self.snapshots.as_ref(), name.as_str())
@@ -309,7 +359,10 @@ impl Store {
     /// # Errors
     /// `NotFound`; `Corrupt` where record or header are damaged, `Version`, `Io`.
     pub fn resolve(&self, name: &SnapshotName) -> Result<Arc<Header>, StoreError> {
-        let record = self.record(name)?;
+        self.open_recorded(&self.record(name)?)
+    }
+
+    fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
         let header = self.open_header(record.header)?;
         if header.object_bytes() != record.object_bytes || header.tail_hash() != record.tail_hash {
             let why = "the header is not the one that was committed under this name";
@@ -356,6 +409,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Io`.
     pub fn remove(&self, name: &SnapshotName) -> Result<(), StoreError> {
+        let _roots = RootLock::take(&self.leases)?;
         let removed = self.snapshots.remove(name.as_str());
         removed.map_err(|e| absent_or_io(name, "removing", e))?;
         let synced = self.snapshots.sync();
@@ -381,8 +435,64 @@ impl Store {
         Record::read(file.as_ref()).map_err(|e| e.of(format!("snapshots/{name}")))
     }
 
-    fn pending(&self) -> Result<Pending, StoreError> {
-        Pending::create(&self.tmp, self.host.new_uuid())
+    /// The sessions that need something of this store, as far as they are known to it.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn sessions(&self) -> Result<Vec<SessionRecord>, StoreError> {
+        SessionRecord::list(&*self.sessions)
+    }
+
+    /// Notes what a session needs, durably.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn put_session(&self, record: &SessionRecord) -> Result<(), StoreError> {
+        record.put(&RootLock::take(&self.leases)?, &self.sessions)
+    }
+
+    /// Forgets a session: nothing is kept for it any more.
+    ///
+    /// # Errors
+    /// `NoSession`, `Io`.
+    pub fn forget_session(&self, id: Uuid) -> Result<(), StoreError> {
+        SessionRecord::remove(id, &RootLock::take(&self.leases)?, &self.sessions)
+    }
+
+    /// The directories, for the collector.
+    pub(crate) fn dirs(&self) -> Dirs<'_> {
+        Dirs {
+            layers: &self.layers,
+            headers: &self.headers,
+            tmp: &self.tmp,
+            leases: &self.leases,
+            sessions: &self.sessions,
+        }
+    }
+}
+
+/// The directories of objects and of roots.
+pub(crate) struct Dirs<'a> {
+    pub(crate) layers: &'a Arc<dyn Dir>,
+    pub(crate) headers: &'a Arc<dyn Dir>,
+    pub(crate) tmp: &'a Arc<dyn Dir>,
+    pub(crate) leases: &'a Arc<dyn Dir>,
+    pub(crate) sessions: &'a Arc<dyn Dir>,
+}
+
+/// Opens a directory that is often empty, and so is often lost when a store is copied.
+fn open_kept(store: &dyn Dir, name: &str) -> Result<Arc<dyn Dir>, StoreError> {
+    let failed = |e| StoreError::io(format!("opening {name}/"), e);
+    match store.open_dir(name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            match store.create_dir(name) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                _ => {}
+            }
+            store.sync().map_err(failed)?;
+            store.open_dir(name).map_err(failed)
+        }
+        other => other.map_err(failed),
     }
 }
 

@@ -255,7 +255,9 @@ mod tests {
         let root = MemoryFs::new().root();
         let host = Arc::new(RealHost);
         let store = Store::open_or_create(root.as_ref(), host, Caches::default()).unwrap();
-        let mut writer = store.layer_writer(BlockSize::DISK).unwrap();
+        let mut writer = store
+            .layer_writer(&store.lease().unwrap(), BlockSize::DISK)
+            .unwrap();
         writer.push(&[1; 4 * 4096]).unwrap();
         let layer = writer.finish().unwrap().id;
         for (blocks, damaged) in [(14, 0), (13, 1)] {

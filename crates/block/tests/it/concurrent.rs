@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 
 use cowslip_block::cache::Cache;
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_block::overlay::Overlay;
 use cowslip_block::{ByteOffset, ByteRange, Device, Room};
 
-use crate::rig::{BOOT, Base, geometry, health, index, overlay, pattern, read};
+use crate::rig::{BOOT, Base, SetOnDrop, geometry, health, index, overlay, pattern, read};
 
 fn directory() -> (tempfile::TempDir, Arc<dyn Dir>) {
     let temp = tempfile::tempdir().unwrap();
@@ -28,6 +29,7 @@ fn two_halves_of_a_block_written_at_once_both_stay() {
     let start = &Barrier::new(3);
     let done = &AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(done);
         let halves: Vec<_> = (0..2u64)
             .map(|half| {
                 scope.spawn(move || {
@@ -51,7 +53,6 @@ fn two_halves_of_a_block_written_at_once_both_stay() {
         for half in halves {
             half.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
     let base = pattern(5, index(size));
     for at in (0..size).step_by(2048) {
@@ -84,6 +85,7 @@ fn a_late_hole_never_eats_a_later_write() {
     let (overlay, cache) = (&overlay, &cache);
     let done = &AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 cache.punch_some().unwrap();
@@ -101,7 +103,6 @@ fn a_late_hole_never_eats_a_later_write() {
             assert!(got[4096..40960] == bytes[4096..40960], "round {round}");
             assert!(got[40960..].iter().all(|b| *b == 0));
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
 
@@ -120,6 +121,7 @@ fn every_freeze_is_a_consistent_cut() {
     let done = &AtomicBool::new(false);
     let mut caches = vec![first];
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(done);
         for writer in 0..WRITERS {
             scope.spawn(move || {
                 let mut turn = 0;
@@ -139,7 +141,9 @@ fn every_freeze_is_a_consistent_cut() {
         }
         for number in 2..40 {
             let reached = sequence.load(Ordering::SeqCst) + 50;
+            let give_up = Instant::now() + Duration::from_secs(60);
             while sequence.load(Ordering::SeqCst) < reached {
+                assert!(Instant::now() < give_up, "the writers have stopped");
                 std::thread::yield_now();
             }
             let name = format!("cache-{number}");
@@ -149,7 +153,6 @@ fn every_freeze_is_a_consistent_cut() {
             overlay.freeze(Arc::clone(&top)).frozen.finish().unwrap();
             caches.push(top);
         }
-        done.store(true, Ordering::Relaxed);
     });
     // Each cut, as an overlay of the caches up to it: the numbers of one writer are those of its
     // last BLOCKS_EACH turns without a gap in their order.

@@ -90,3 +90,12 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
 pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap()
 }
+
+/// Ends the threads beside a test also when the test fails: a scope waits for them.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}

@@ -44,12 +44,20 @@ pub(super) fn run(context: &Context, args: &Import) -> Result<(), Failure> {
         block_size: BlockSize::DISK,
         made_by: MADE_BY.into(),
     };
-    let header = import(&store, &source, size, &options, &mut |done, total| {
-        advance(&bar, done, total);
-    });
+    let lease = store.lease()?;
+    let header = import(
+        &store,
+        &lease,
+        &source,
+        size,
+        &options,
+        &mut |done, total| {
+            advance(&bar, done, total);
+        },
+    );
     bar.finish_and_clear();
     let header = header.map_err(|e| Failure::from(e).about(args.image.display()))?;
-    store.commit(&args.name, &header, args.replace)?;
+    store.commit(&lease, &args.name, &header, args.replace)?;
     let info = Info::new(&store, &args.name, &header)?;
     context.report.result(&info, || {
         let size = bytes(info.size_bytes);

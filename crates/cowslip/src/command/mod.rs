@@ -17,11 +17,12 @@ use std::sync::Arc;
 use clap::CommandFactory;
 use cowslip_block::files::RealDir;
 use cowslip_snapshot::host::RealHost;
+use cowslip_snapshot::session::Surroundings;
 use cowslip_snapshot::store::{Caches, Store};
 
 use crate::args::{Cli, Command, Global};
 use crate::failure::{Failure, Kind};
-use crate::report::{self, Reporter};
+use crate::report::{self, Reporter, complain};
 
 /// What every command gets.
 pub(crate) struct Context {
@@ -106,4 +107,24 @@ fn make_store(path: &Path) -> Result<Arc<Store>, Failure> {
     Ok(Arc::new(
         store.map_err(|e| Failure::from(e).about(path.display()))?,
     ))
+}
+
+/// What a session of this directory needs.
+fn surroundings(
+    dir: &Arc<RealDir>,
+    path: &Path,
+    temporary: bool,
+    store: &Arc<Store>,
+    store_path: &Path,
+) -> Result<Surroundings, Failure> {
+    let whole = |path: &Path| path.canonicalize().map_err(|e| Failure::file(path, &e));
+    Ok(Surroundings {
+        dir: Arc::clone(dir) as _,
+        path: whole(path)?,
+        temporary,
+        store: Arc::clone(store),
+        store_path: whole(store_path)?,
+        host: Arc::new(RealHost),
+        say: Box::new(complain),
+    })
 }

@@ -17,16 +17,15 @@ use cowslip_block::Device;
 use cowslip_block::files::RealDir;
 use cowslip_block::read_only::ReadOnly;
 use cowslip_nbd::{Bound, Export, Listen, ListenError, Served, Server};
-use cowslip_snapshot::host::RealHost;
 use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::image::Image;
-use cowslip_snapshot::session::{Manifest, Session, SessionError, Surroundings, Workers};
+use cowslip_snapshot::session::{Manifest, Session, SessionError, Workers};
 use cowslip_snapshot::store::{Caches, Store};
 use listenfd::ListenFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Context, open_store};
+use super::{Context, open_store, surroundings};
 use crate::args::{Address, Serve};
 use crate::control::Control;
 use crate::failure::{Failure, Kind};
@@ -126,7 +125,7 @@ impl Target {
             _ => context.store_path()?,
         };
         let store = open_store(&store_path, caches)?;
-        let around = surroundings(&dir, &store, &store_path)?;
+        let around = surroundings(&dir, path, false, &store, &store_path)?;
         let session = match known {
             Some(manifest) => {
                 check_same(args, &manifest)?;
@@ -161,7 +160,7 @@ impl Target {
             .map_err(failed)?;
         let path = temporary.path().to_owned();
         let dir = Arc::new(RealDir::open(&path).map_err(failed)?);
-        let around = surroundings(&dir, store, store_path)?;
+        let around = surroundings(&dir, &path, true, store, store_path)?;
         let session = Session::create(around, &name, args.size.map(|s| s.0))?;
         Self::live(session, &dir, Arc::clone(store), path, Some(temporary))
     }
@@ -236,23 +235,6 @@ impl Target {
         }
         drop(live);
     }
-}
-
-fn surroundings(
-    dir: &Arc<RealDir>,
-    store: &Arc<Store>,
-    store_path: &Path,
-) -> Result<Surroundings, Failure> {
-    let store_path = store_path
-        .canonicalize()
-        .map_err(|e| Failure::file(store_path, &e))?;
-    Ok(Surroundings {
-        dir: Arc::clone(dir) as _,
-        store: Arc::clone(store),
-        store_path,
-        host: Arc::new(RealHost),
-        say: Box::new(complain),
-    })
 }
 
 /// The snapshot that a new session begins from.

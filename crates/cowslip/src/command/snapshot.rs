@@ -6,13 +6,10 @@ use std::time::{Duration, Instant};
 
 use cowslip_block::files::RealDir;
 use cowslip_snapshot::header::Header;
-use cowslip_snapshot::host::RealHost;
-use cowslip_snapshot::session::{
-    Manifest, Seal, Session, SessionError, SnapshotOptions, Surroundings, Workers,
-};
+use cowslip_snapshot::session::{Manifest, Seal, Session, SessionError, SnapshotOptions, Workers};
 use cowslip_snapshot::store::Caches;
 
-use super::{Context, open_store};
+use super::{Context, open_store, surroundings};
 use crate::args::Snapshot;
 use crate::control::{self, Request};
 use crate::failure::Failure;
@@ -86,13 +83,8 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
     let store_path = store_path
         .canonicalize()
         .map_err(|e| Failure::file(&store_path, &e))?;
-    let session = match Session::open(Surroundings {
-        dir: Arc::clone(dir) as _,
-        store: Arc::clone(&store),
-        store_path,
-        host: Arc::new(RealHost),
-        say: Box::new(complain),
-    }) {
+    let around = surroundings(dir, &args.session, false, &store, &store_path)?;
+    let session = match Session::open(around) {
         Err(SessionError::InUse) => return Err(SessionOr::InUse),
         other => Arc::new(other?),
     };

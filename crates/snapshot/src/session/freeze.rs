@@ -13,6 +13,8 @@ use super::{Session, SessionError, State, image_of, locked};
 use crate::error::StoreError;
 use crate::header::Header;
 use crate::ids::{HeaderId, SnapshotName};
+use crate::roots::lease::Protected;
+use crate::roots::{Lease, SessionRecord};
 use crate::seal::{SealError, SealProgress, SealRequest, committed, seal};
 
 /// A snapshot on its way.
@@ -147,19 +149,21 @@ impl Session {
         let Some(seal) = self.next_seal() else {
             return false;
         };
-        let outcome = self.seal_one(&seal);
+        // Held until the manifest and the store's record of this session name the new base.
+        let lease = self.store.lease().map_err(SealError::from);
+        let outcome = lease.and_then(|lease| Ok((self.seal_one(&seal, &lease)?, lease)));
         if let Err(SealError::Interrupted) = outcome {
             // It stays in the manifest, to be taken up.
             seal.end(Err(SealError::Interrupted));
             return false;
         }
         let outcome = match outcome {
-            Ok((header, count)) => {
+            Ok(((header, count), _lease)) => {
                 self.retire(&header, count);
                 Ok(header)
             }
             Err(error) => {
-                self.forget(&seal.request);
+                self.give_up(&seal.request);
                 Err(error)
             }
         };
@@ -169,7 +173,8 @@ impl Session {
     }
 
     /// The header, and how many caches went into it.
-    fn seal_one(&self, seal_: &Seal) -> Result<(Arc<Header>, usize), SealError> {
+    fn seal_one(&self, seal_: &Seal, lease: &Lease) -> Result<(Arc<Header>, usize), SealError> {
+        lease.protect(Protected::Header(seal_.request.header))?;
         let group = self.group_of(&seal_.request);
         for cache in &group {
             cache.finish()?;
@@ -179,6 +184,7 @@ impl Session {
             Some(header) => header,
             None => seal(
                 &self.store,
+                lease,
                 &parent,
                 &group,
                 self.geometry.size_bytes,
@@ -222,7 +228,9 @@ impl Session {
         if let Some(request) = gone.last().and_then(|c| c.seal.as_ref()) {
             manifest.base_name = request.name.clone();
         }
-        if self.replace_manifest(&old, manifest).is_err() {
+        // The store keeps both bases for as long as it is open which one the manifest names.
+        let both = self.note_bases(vec![old.base, header.id()]);
+        if both.is_err() || self.replace_manifest(&old, manifest).is_err() {
             // The caches stay, and go into the next snapshot as well. On disk the request is still
             // listed, with the header's id, so that the next start finds it committed.
             clear_seal(&mut locked(&self.state).manifest, header.meta().id);
@@ -230,6 +238,8 @@ impl Session {
         }
         locked(&self.state).base = Arc::clone(header);
         self.overlay.retire(count, image_of(&self.store, header));
+        // Where this fails, the old base is kept until the next snapshot.
+        drop(self.note_bases(vec![header.id()]));
         for entry in gone {
             // Nothing names them: what cannot be removed now is removed at the next start.
             drop(Cache::remove(
@@ -240,9 +250,17 @@ impl Session {
         }
     }
 
+    /// Tells the store what this session needs.
+    fn note_bases(&self, headers: Vec<HeaderId>) -> Result<(), StoreError> {
+        self.store.put_session(&SessionRecord {
+            headers,
+            ..self.record.clone()
+        })
+    }
+
     /// A seal that failed loses its name. Where even this cannot be written, the next start tries
     /// the seal again.
-    fn forget(&self, request: &SealRequest) {
+    fn give_up(&self, request: &SealRequest) {
         let _one = locked(&self.changing);
         let old = self.manifest();
         let mut manifest = old.clone();

@@ -1,8 +1,7 @@
 //! The session's list of what it is made of: `session.json`.
 //!
-//! Two lines of text: the JSON of [`Manifest`], then `crc32c:` and the checksum of the first
-//! line, newline included, in hex. It is always replaced as a whole and synced, file and directory,
-//! before anything relies on it; so a flush need not think of it (invariant 2).
+//! In the form of `checked_json.rs`. It is always replaced as a whole and synced, file and
+//! directory, before anything relies on it; so a flush need not think of it (invariant 2).
 
 use std::io;
 use std::path::PathBuf;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::SessionError;
+use crate::checked_json;
 use crate::ids::{HeaderId, SnapshotName};
 use crate::seal::SealRequest;
 
@@ -73,16 +73,7 @@ impl Manifest {
 
     fn parse(bytes: &[u8]) -> Result<Self, SessionError> {
         let damaged = |why: String| SessionError::Damaged(format!("session.json {why}"));
-        let line_end = bytes
-            .iter()
-            .position(|b| *b == b'\n')
-            .map_or(bytes.len(), |at| at + 1);
-        let (json, check) = bytes.split_at(line_end);
-        if check != checksum(json).as_bytes() {
-            return Err(damaged("does not match its checksum".into()));
-        }
-        let manifest: Self =
-            serde_json::from_slice(json).map_err(|e| damaged(format!("does not parse: {e}")))?;
+        let manifest: Self = checked_json::decode(bytes).map_err(damaged)?;
         if manifest.version != VERSION {
             let version = manifest.version;
             return Err(damaged(format!(
@@ -97,16 +88,9 @@ impl Manifest {
 
     /// Puts it on disk, durable when this returns.
     pub(super) fn write(&self, dir: &dyn Dir) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
-        bytes.push(b'\n');
-        let check = checksum(&bytes);
-        bytes.extend_from_slice(check.as_bytes());
+        let bytes = checked_json::encode(self)?;
         replace_file(dir, FILE, &bytes)
     }
-}
-
-fn checksum(line: &[u8]) -> String {
-    format!("crc32c:{:08x}\n", crc32c::crc32c(line))
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
 use cowslip_block::units::SIZE_BYTES_MAX;
 use cowslip_block::{Device, Geometry};
+use uuid::Uuid;
 
 use self::directory::{refuse_foreign, remove_unlisted, take_lock};
 pub use self::error::SessionError;
@@ -51,10 +52,12 @@ use self::freeze::settle_seals;
 pub use self::freeze::{Seal, SnapshotOptions};
 pub use self::manifest::{CacheEntry, Manifest};
 pub use self::workers::Workers;
+use crate::error::StoreError;
 use crate::header::Header;
 use crate::host::Host;
-use crate::ids::SnapshotName;
+use crate::ids::{HeaderId, SnapshotName};
 use crate::image::Image;
+use crate::roots::SessionRecord;
 use crate::store::Store;
 
 /// An open session.
@@ -65,6 +68,8 @@ pub struct Session {
     health: Arc<Health>,
     overlay: Arc<Overlay>,
     geometry: Geometry,
+    /// As the store knows this session.
+    record: SessionRecord,
     state: Mutex<State>,
     /// One freeze, or one end of a seal, at a time.
     changing: Mutex<()>,
@@ -108,6 +113,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Surroundings {
     /// The session's own directory.
     pub dir: Arc<dyn Dir>,
+    /// That directory's path, for people to find it.
+    pub path: PathBuf,
+    /// It goes with this process.
+    pub temporary: bool,
     /// Where its snapshots come from and go to.
     pub store: Arc<Store>,
     /// That store's path, to be found again without being told.
@@ -116,6 +125,19 @@ pub struct Surroundings {
     pub host: Arc<dyn Host>,
     /// Told once why writes are refused, should it come to that.
     pub say: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Surroundings {
+    /// What the store is to know of a session.
+    fn record(&self, id: Uuid, headers: Vec<HeaderId>) -> SessionRecord {
+        SessionRecord {
+            version: SessionRecord::VERSION,
+            id,
+            path: self.path.clone(),
+            temporary: self.temporary,
+            headers,
+        }
+    }
 }
 
 impl Session {
@@ -131,7 +153,7 @@ impl Session {
         name: &SnapshotName,
         size_bytes: Option<u64>,
     ) -> Result<Self, SessionError> {
-        let base = around.store.resolve(name)?;
+        let (base, _lease) = around.store.resolve_leased(name)?;
         let geometry = session_geometry(&base, size_bytes)?;
         let lock = take_lock(&*around.dir)?;
         if Manifest::read(&*around.dir)?.is_some() {
@@ -139,9 +161,11 @@ impl Session {
         }
         refuse_foreign(&*around.dir)?;
         remove_unlisted(&*around.dir, &[], geometry.block_size)?;
+        let record = around.record(around.host.new_uuid(), vec![base.id()]);
+        around.store.put_session(&record)?;
         let manifest = Manifest {
             version: Manifest::VERSION,
-            id: around.host.new_uuid(),
+            id: record.id,
             store: around.store_path.clone(),
             began_from: name.clone(),
             base: base.meta().id,
@@ -179,6 +203,7 @@ impl Session {
             health,
             overlay: Arc::new(overlay),
             geometry,
+            record,
             state: Mutex::new(State {
                 manifest,
                 base,
@@ -198,8 +223,10 @@ impl Session {
     pub fn open(around: Surroundings) -> Result<Self, SessionError> {
         let lock = take_lock(&*around.dir)?;
         let mut manifest = Manifest::read(&*around.dir)?.ok_or(SessionError::NotASession)?;
-        manifest.store = around.store_path;
+        manifest.store.clone_from(&around.store_path);
         let base = around.store.open_header(manifest.base)?;
+        let record = around.record(manifest.id, vec![manifest.base]);
+        around.store.put_session(&record)?;
         let geometry = session_geometry(&base, Some(manifest.size_bytes))?;
         if geometry.block_size.bytes() != manifest.block_size_bytes {
             return Err(SessionError::Damaged(
@@ -235,6 +262,7 @@ impl Session {
             health,
             overlay: Arc::new(Overlay::new(geometry, top, caches, image)),
             geometry,
+            record,
             state: Mutex::new(State {
                 manifest,
                 base,
@@ -313,6 +341,14 @@ impl Session {
 
     fn wait_for_work(&self, at_most: Duration) {
         self.health.wait(at_most);
+    }
+
+    /// The store keeps nothing for this session any more: it will not be opened again.
+    ///
+    /// # Errors
+    /// As [`Store::forget_session`].
+    pub fn forget(&self) -> Result<(), StoreError> {
+        self.store.forget_session(self.record.id)
     }
 
     /// Interrupts the seal that is running, if one is, and lets no other begin.

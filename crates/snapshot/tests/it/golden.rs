@@ -30,7 +30,7 @@ fn write_golden(store: &Store) -> [Vec<u8>; 2] {
         block.fill(u8::try_from(i / 10 + 1).unwrap());
     }
     template[700 * 512..].fill(b'!');
-    let mut writer = store.layer_writer(size).unwrap();
+    let mut writer = store.layer_writer(&store.lease().unwrap(), size).unwrap();
     let long = writer.push(&template[256 * 512..600 * 512]).unwrap();
     let short = writer.push(&template[3 * 512..5 * 512]).unwrap();
     let mut last = template[700 * 512..].to_vec();
@@ -44,15 +44,23 @@ fn write_golden(store: &Store) -> [Vec<u8>; 2] {
         run(700, 701, to(end)),
     ];
     let parent = store
-        .put_header(&HeaderSpec {
-            layer: Some(layer),
-            block_size: size,
-            made_by: "cowslip golden",
-            ..spec(None, template.len() as u64, &changes)
-        })
+        .put_header(
+            &store.lease().unwrap(),
+            &HeaderSpec {
+                layer: Some(layer),
+                block_size: size,
+                made_by: "cowslip golden",
+                ..spec(None, template.len() as u64, &changes)
+            },
+        )
         .unwrap();
     store
-        .commit(&"template".parse().unwrap(), &parent, false)
+        .commit(
+            &store.lease().unwrap(),
+            &"template".parse().unwrap(),
+            &parent,
+            false,
+        )
         .unwrap();
 
     let mut child = template.clone();
@@ -60,7 +68,7 @@ fn write_golden(store: &Store) -> [Vec<u8>; 2] {
     child[4 * 512..5 * 512].fill(b'4');
     child[580 * 512..590 * 512].fill(0);
     child[9999 * 512..10_000 * 512].copy_from_slice(&noise(2, 512));
-    let mut writer = store.layer_writer(size).unwrap();
+    let mut writer = store.layer_writer(&store.lease().unwrap(), size).unwrap();
     writer.push(&child[9999 * 512..10_000 * 512]).unwrap();
     writer.push(&child[4 * 512..5 * 512]).unwrap();
     let layer = writer.finish().unwrap();
@@ -71,15 +79,23 @@ fn write_golden(store: &Store) -> [Vec<u8>; 2] {
         run(9999, 10_000, to(0)),
     ];
     let snapshot = store
-        .put_header(&HeaderSpec {
-            layer: Some(layer),
-            block_size: size,
-            made_by: "cowslip golden",
-            ..spec(Some(&parent), child.len() as u64, &changes)
-        })
+        .put_header(
+            &store.lease().unwrap(),
+            &HeaderSpec {
+                layer: Some(layer),
+                block_size: size,
+                made_by: "cowslip golden",
+                ..spec(Some(&parent), child.len() as u64, &changes)
+            },
+        )
         .unwrap();
     store
-        .commit(&"snapshot-1".parse().unwrap(), &snapshot, false)
+        .commit(
+            &store.lease().unwrap(),
+            &"snapshot-1".parse().unwrap(),
+            &snapshot,
+            false,
+        )
         .unwrap();
     [template, child]
 }
@@ -90,8 +106,11 @@ fn files_below(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            // What leases leave is no part of what is stored.
+            if path.is_dir() && !path.ends_with("leases") {
                 dirs.push(path);
+            } else if path.is_dir() {
+                continue;
             } else {
                 let name = path.strip_prefix(root).unwrap().to_owned();
                 found.insert(name, std::fs::read(&path).unwrap());

@@ -236,7 +236,7 @@ fn specs_that_make_no_sense_are_refused() {
     let refused = |parent, bytes, changes: &[MapRun]| {
         let error = rig
             .store
-            .put_header(&spec(parent, bytes, changes))
+            .put_header(&rig.store.lease().unwrap(), &spec(parent, bytes, changes))
             .unwrap_err();
         assert!(
             matches!(error, StoreError::Invalid(_) | StoreError::Limit { .. }),
@@ -255,11 +255,16 @@ fn specs_that_make_no_sense_are_refused() {
     refused(None, 40960, &[run(3, 5, to(1, u64::MAX))]);
     let mut named = spec(None, 4096, &[]);
     named.made_by = "a\nline";
-    assert!(rig.store.put_header(&named).is_err());
+    assert!(
+        rig.store
+            .put_header(&rig.store.lease().unwrap(), &named)
+            .is_err()
+    );
     let elsewhere = Rig::new();
-    let foreign = elsewhere
-        .store
-        .put_header(&spec(Some(&parent), 1000 * 4096, &[]));
+    let foreign = elsewhere.store.put_header(
+        &elsewhere.store.lease().unwrap(),
+        &spec(Some(&parent), 1000 * 4096, &[]),
+    );
     assert!(foreign.is_err());
 }
 

@@ -70,7 +70,7 @@ proptest! {
         let rig = Rig::new();
         let size = BlockSize::new(1 << shift).unwrap();
         let mut last = (0, 0);
-        let header = import(&rig.store, source.file.as_ref(), len as u64, &options(size), &mut |done, all| {
+        let header = import(&rig.store, &rig.store.lease().unwrap(), source.file.as_ref(), len as u64, &options(size), &mut |done, all| {
             assert!(last.0 <= done && done <= all);
             last = (done, all);
         }).unwrap();
@@ -120,6 +120,7 @@ fn holes_are_not_read_and_stay_holes() {
         .unwrap();
     let header = import(
         &rig.store,
+        &rig.store.lease().unwrap(),
         source.file.as_ref(),
         size,
         &options(BlockSize::DISK),
@@ -146,6 +147,7 @@ fn an_empty_image_is_refused_and_a_zero_one_has_no_layer() {
     let put = |size| {
         import(
             &rig.store,
+            &rig.store.lease().unwrap(),
             source.file.as_ref(),
             size,
             &options(BlockSize::DISK),
@@ -156,6 +158,7 @@ fn an_empty_image_is_refused_and_a_zero_one_has_no_layer() {
     let source = scratch(100_000);
     let header = import(
         &rig.store,
+        &rig.store.lease().unwrap(),
         source.file.as_ref(),
         100_000,
         &options(BlockSize::DISK),
@@ -180,22 +183,29 @@ fn parent_and_child(rig: &Rig) -> (Arc<Header>, Arc<Header>, Vec<u8>) {
     source.file.write_at(&want, 0).unwrap();
     let parent = import(
         &rig.store,
+        &rig.store.lease().unwrap(),
         source.file.as_ref(),
         1 << 20,
         &options(BlockSize::DISK),
         &mut |_, _| (),
     );
     let parent = parent.unwrap();
-    let mut writer = rig.store.layer_writer(BlockSize::DISK).unwrap();
+    let mut writer = rig
+        .store
+        .layer_writer(&rig.store.lease().unwrap(), BlockSize::DISK)
+        .unwrap();
     let fresh = noise(6, 3 * 4096);
     let at = writer.push(&fresh).unwrap();
     let layer = writer.finish().unwrap();
     let to = Target::Layer { id: layer.id, at };
     let changes = [run(10, 13, to), run(20, 22, Target::Zero)];
-    let child = rig.store.put_header(&HeaderSpec {
-        layer: Some(layer),
-        ..spec(Some(&parent), (2 << 20) + 5, &changes)
-    });
+    let child = rig.store.put_header(
+        &rig.store.lease().unwrap(),
+        &HeaderSpec {
+            layer: Some(layer),
+            ..spec(Some(&parent), (2 << 20) + 5, &changes)
+        },
+    );
     want[10 * 4096..13 * 4096].copy_from_slice(&fresh);
     want[20 * 4096..22 * 4096].fill(0);
     want.resize((2 << 20) + 5, 0);

@@ -18,7 +18,10 @@ fn payload(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 fn write(rig: &Rig, size: BlockSize, payload: &[u8], pieces: usize) -> LayerSummary {
-    let mut writer = rig.store.layer_writer(size).unwrap();
+    let mut writer = rig
+        .store
+        .layer_writer(&rig.store.lease().unwrap(), size)
+        .unwrap();
     let bytes = size.bytes_usize();
     let mut at = 0;
     for piece in payload.chunks(pieces.max(1) * bytes) {
@@ -65,14 +68,23 @@ fn noise_is_stored_raw_and_text_is_not() {
 #[test]
 fn a_writer_that_is_dropped_leaves_nothing() {
     let rig = Rig::new();
-    let mut writer = rig.store.layer_writer(BlockSize::DISK).unwrap();
+    let mut writer = rig
+        .store
+        .layer_writer(&rig.store.lease().unwrap(), BlockSize::DISK)
+        .unwrap();
     writer.push(&noise(1, 8 << 20)).unwrap();
     assert!(!rig.tmp_is_empty());
     drop(writer);
     assert!(rig.tmp_is_empty());
-    let empty = rig.store.layer_writer(BlockSize::DISK).unwrap();
+    let empty = rig
+        .store
+        .layer_writer(&rig.store.lease().unwrap(), BlockSize::DISK)
+        .unwrap();
     assert!(matches!(empty.finish(), Err(StoreError::Invalid(_))));
-    let mut writer = rig.store.layer_writer(BlockSize::DISK).unwrap();
+    let mut writer = rig
+        .store
+        .layer_writer(&rig.store.lease().unwrap(), BlockSize::DISK)
+        .unwrap();
     assert!(matches!(
         writer.push(&[1; 4095]),
         Err(StoreError::Invalid(_))

@@ -82,7 +82,10 @@ impl Rig {
     ) -> Arc<Header> {
         let size_bytes = blocks * 4096;
         self.store
-            .put_header(&spec(parent, size_bytes, changes))
+            .put_header(
+                &self.store.lease().unwrap(),
+                &spec(parent, size_bytes, changes),
+            )
             .unwrap()
     }
 

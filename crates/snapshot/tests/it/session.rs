@@ -175,7 +175,10 @@ fn a_name_that_is_taken_meanwhile_fails_the_seal() {
         .freeze(&name("mine"), &SnapshotOptions::default())
         .unwrap();
     let base = world.store.resolve(&name("base")).unwrap();
-    world.store.commit(&name("mine"), &base, false).unwrap();
+    world
+        .store
+        .commit(&world.store.lease().unwrap(), &name("mine"), &base, false)
+        .unwrap();
     world.session.seal_next();
     let error = ended(&seal).unwrap_err();
     assert!(
@@ -289,6 +292,8 @@ fn what_cannot_be_a_session_is_refused_with_the_reason() {
     let root = disk.root();
     let around = |dir: &str| Surroundings {
         dir: root.open_dir(dir).unwrap(),
+        path: dir.into(),
+        temporary: false,
         store: Arc::clone(&world.store),
         store_path: "store".into(),
         host: BootHost::new(1),

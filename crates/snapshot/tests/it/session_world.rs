@@ -209,8 +209,18 @@ impl World {
             made_by: "test".into(),
         };
         let size = BASE_BYTES as u64;
-        let header = import(&store, &*source, size, &options, &mut |_, _| {}).unwrap();
-        store.commit(&name("base"), &header, false).unwrap();
+        let header = import(
+            &store,
+            &store.lease().unwrap(),
+            &*source,
+            size,
+            &options,
+            &mut |_, _| {},
+        )
+        .unwrap();
+        store
+            .commit(&store.lease().unwrap(), &name("base"), &header, false)
+            .unwrap();
         let around = surroundings(root, &store, host);
         let session = Session::create(around, &name("base"), Some(SIZE_BYTES as u64)).unwrap();
         Self {
@@ -350,6 +360,8 @@ impl World {
 fn surroundings(root: &dyn Dir, store: &Arc<Store>, host: Arc<BootHost>) -> Surroundings {
     Surroundings {
         dir: root.open_dir("session").unwrap(),
+        path: "session".into(),
+        temporary: false,
         store: Arc::clone(store),
         store_path: "store".into(),
         host,

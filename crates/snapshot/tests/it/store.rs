@@ -54,15 +54,21 @@ fn names_are_given_once_unless_replaced() {
         store.resolve(&name("n")),
         Err(StoreError::NotFound { .. })
     ));
-    store.commit(&name("n"), &a, false).unwrap();
-    let again = store.commit(&name("n"), &b, false);
+    store
+        .commit(&store.lease().unwrap(), &name("n"), &a, false)
+        .unwrap();
+    let again = store.commit(&store.lease().unwrap(), &name("n"), &b, false);
     assert!(
         matches!(again, Err(StoreError::AlreadyExists { .. })),
         "{again:?}"
     );
     assert_eq!(rig.reopened().resolve(&name("n")).unwrap().id(), a.id());
-    store.commit(&name("n"), &b, true).unwrap();
-    store.commit(&name("m"), &a, true).unwrap();
+    store
+        .commit(&store.lease().unwrap(), &name("n"), &b, true)
+        .unwrap();
+    store
+        .commit(&store.lease().unwrap(), &name("m"), &a, true)
+        .unwrap();
     assert_eq!(rig.reopened().resolve(&name("n")).unwrap().id(), b.id());
     assert!(rig.tmp_is_empty());
     std::fs::write(rig.path("snapshots/.hidden"), b"").unwrap();
@@ -94,7 +100,9 @@ fn of_many_that_want_a_name_one_gets_it() {
             .map(|h| {
                 scope.spawn(|| {
                     start.wait();
-                    rig.store.commit(&name("prize"), h, false).is_ok()
+                    rig.store
+                        .commit(&rig.store.lease().unwrap(), &name("prize"), h, false)
+                        .is_ok()
                 })
             })
             .collect();
@@ -112,7 +120,9 @@ fn of_many_that_want_a_name_one_gets_it() {
 fn any_damage_to_a_record_is_noticed() {
     let rig = Rig::new();
     let header = rig.put(None, 10, &[]);
-    rig.store.commit(&name("n"), &header, false).unwrap();
+    rig.store
+        .commit(&rig.store.lease().unwrap(), &name("n"), &header, false)
+        .unwrap();
     rig.for_each_damage("snapshots/n", |store, what| {
         let error = store.resolve(&name("n")).expect_err(what);
         let known = matches!(
@@ -127,7 +137,9 @@ fn any_damage_to_a_record_is_noticed() {
 fn a_name_stands_for_the_header_that_was_committed() {
     let rig = Rig::new();
     let a = rig.put(None, 10, &[]);
-    rig.store.commit(&name("n"), &a, false).unwrap();
+    rig.store
+        .commit(&rig.store.lease().unwrap(), &name("n"), &a, false)
+        .unwrap();
     // Another header of the same id and length: whole in itself, but not the one.
     let other = Rig::new();
     let b = other.put(None, 11, &[]);

@@ -1,0 +1,252 @@
+//! Garbage collection: removes the objects that no root reaches.
+//!
+//! ```text
+//! 1. list the objects             2. read the roots, under their lock
+//! 3. mark: walk the map of each header that is a root; each node once
+//! 4. sweep: what was listed in 1 and not marked in 3
+//! ```
+//!
+//! Invariants:
+//! - What is not in the list of step 1 is not touched: it is younger than the collection, and its
+//!   writer's lease would not have been read.
+//! - A root that cannot be walked wholly ends the collection before anything is removed: what it
+//!   needs is not known.
+//! - A header object is kept for any node in it that a root reaches, a layer for any block.
+//!
+//! A collection that is killed has removed a part of the garbage. Two at once do no harm: both
+//! keep what is needed, and each ignores what the other was faster to remove.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use cowslip_block::files::{Access, Dir};
+use uuid::Uuid;
+
+use crate::codec::Hash;
+use crate::error::StoreError;
+use crate::header::{Header, Node, Slot};
+use crate::ids::{HeaderId, LayerId};
+use crate::roots::lease::Protected;
+use crate::roots::{Lease, RootLock, SessionRecord};
+use crate::store::Store;
+
+/// What a collection removed, or would remove.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Collected {
+    /// Paths in the store, and their sizes in bytes.
+    pub removed: Vec<(String, u64)>,
+    /// Objects that are needed.
+    pub kept_layers: u64,
+    /// Objects that are needed.
+    pub kept_headers: u64,
+}
+
+impl Collected {
+    /// All that was removed, in bytes.
+    pub fn removed_bytes(&self) -> u64 {
+        self.removed.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Removes what no root reaches; with `dry_run`, says only what that is.
+///
+/// `is_dead` is asked of each temporary session whether its server is gone; such a session will never
+/// be opened again, and is forgotten. `progress` is told how many headers have been marked.
+///
+/// # Errors
+/// `Corrupt` where a root is damaged: nothing has been removed then. `Io`.
+pub fn collect(
+    store: &Store,
+    dry_run: bool,
+    is_dead: &dyn Fn(&SessionRecord) -> bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Collected, StoreError> {
+    let dirs = store.dirs();
+    let listed = [
+        (Kind::Layer, list(dirs.layers, "layers")?),
+        (Kind::Header, list(dirs.headers, "headers")?),
+        (Kind::Pending, list(dirs.tmp, "tmp")?),
+    ];
+    let roots = read_roots(store, dry_run, is_dead)?;
+    let marked = mark(store, &roots, progress)?;
+    let mut collected = Collected::default();
+    for (kind, names) in listed {
+        let (dir, label) = match kind {
+            Kind::Layer => (dirs.layers, "layers"),
+            Kind::Header => (dirs.headers, "headers"),
+            Kind::Pending => (dirs.tmp, "tmp"),
+        };
+        let mut removed = false;
+        for name in names {
+            if marked.needs(kind, &name, &roots) {
+                match kind {
+                    Kind::Layer => collected.kept_layers += 1,
+                    Kind::Header => collected.kept_headers += 1,
+                    Kind::Pending => {}
+                }
+                continue;
+            }
+            let bytes = match dir.open(&name, Access::Read).and_then(|f| f.len()) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => {
+                    other.map_err(|e| StoreError::io(format!("looking at {label}/{name}"), e))?
+                }
+            };
+            if !dry_run {
+                match dir.remove(&name) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    other => {
+                        other.map_err(|e| StoreError::io(format!("removing {label}/{name}"), e))?
+                    }
+                }
+                removed = true;
+            }
+            collected.removed.push((format!("{label}/{name}"), bytes));
+        }
+        if removed {
+            dir.sync()
+                .map_err(|e| StoreError::io(format!("syncing {label}/"), e))?;
+        }
+    }
+    Ok(collected)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Layer,
+    Header,
+    Pending,
+}
+
+/// Everything that keeps objects, as of one moment.
+#[derive(Default)]
+struct Roots {
+    /// Headers that are walked: they must be whole.
+    headers: HashSet<HeaderId>,
+    /// What leases list: it may not be there yet.
+    leased: HashSet<Protected>,
+    /// Leases that somebody holds.
+    alive: HashSet<Uuid>,
+}
+
+fn read_roots(
+    store: &Store,
+    dry_run: bool,
+    is_dead: &dyn Fn(&SessionRecord) -> bool,
+) -> Result<Roots, StoreError> {
+    let dirs = store.dirs();
+    let lock = RootLock::take(dirs.leases)?;
+    let mut roots = Roots::default();
+    for name in list(dirs.leases, "leases")? {
+        let Ok(id) = Uuid::parse_str(&name) else {
+            continue;
+        };
+        let held = dirs.leases.try_lock(&name);
+        if held
+            .map_err(|e| StoreError::io(format!("looking at leases/{name}"), e))?
+            .is_some()
+        {
+            // Its owner is gone; nobody takes it up, as ids are not used twice.
+            drop(dirs.leases.remove(&name));
+        } else {
+            roots.alive.insert(id);
+            roots.leased.extend(Lease::read(&**dirs.leases, &name)?);
+        }
+    }
+    for listed in store.list()? {
+        roots.headers.insert(listed.header?);
+    }
+    for record in SessionRecord::list(&**dirs.sessions)? {
+        if record.temporary && is_dead(&record) {
+            if !dry_run {
+                SessionRecord::remove(record.id, &lock, dirs.sessions)?;
+            }
+        } else {
+            roots.headers.extend(record.headers);
+        }
+    }
+    Ok(roots)
+}
+
+/// What the roots reach.
+#[derive(Default)]
+struct Marked {
+    headers: HashSet<HeaderId>,
+    layers: HashSet<LayerId>,
+    nodes: HashSet<Hash>,
+}
+
+fn mark(
+    store: &Store,
+    roots: &Roots,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Marked, StoreError> {
+    let mut marked = Marked::default();
+    let total = roots.headers.len() as u64;
+    for (done, id) in (1..).zip(&roots.headers) {
+        marked.walk(&*store.open_header(*id)?)?;
+        progress(done, total);
+    }
+    for what in &roots.leased {
+        match what {
+            Protected::Layer(id) => drop(marked.layers.insert(*id)),
+            Protected::Header(id) => {
+                marked.headers.insert(*id);
+                // One that is being read is walked. One that is not there yet is built from
+                // nodes that its parent keeps, and its parent is a root of its own.
+                if let Ok(header) = store.open_header(*id) {
+                    marked.walk(&header)?;
+                }
+            }
+        }
+    }
+    Ok(marked)
+}
+
+impl Marked {
+    fn walk(&mut self, header: &Header) -> Result<(), StoreError> {
+        self.headers.insert(header.id());
+        self.slot(header, &header.root(), header.height())
+    }
+
+    fn slot(&mut self, header: &Header, slot: &Slot, level: u8) -> Result<(), StoreError> {
+        match slot {
+            Slot::Nil => {}
+            Slot::Run { layer, .. } => drop(self.layers.insert(*layer)),
+            Slot::Node(ptr) => {
+                self.headers.insert(ptr.header);
+                if !self.nodes.insert(ptr.hash) {
+                    return Ok(());
+                }
+                match &*header.nodes().get(ptr, level)? {
+                    Node::Leaf(runs) => self.layers.extend(runs.iter().map(|run| run.layer)),
+                    Node::Inner { slots, .. } => {
+                        for slot in slots.iter() {
+                            self.slot(header, slot, level - 1)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn needs(&self, kind: Kind, name: &str, roots: &Roots) -> bool {
+        let id = Uuid::parse_str(name);
+        match kind {
+            // A name that is none of ours is left alone.
+            Kind::Layer => id.map_or(true, |id| self.layers.contains(&LayerId(id))),
+            Kind::Header => id.map_or(true, |id| self.headers.contains(&HeaderId(id))),
+            Kind::Pending => Lease::of_pending(name).is_some_and(|id| roots.alive.contains(&id)),
+        }
+    }
+}
+
+fn list(dir: &Arc<dyn Dir>, label: &str) -> Result<Vec<String>, StoreError> {
+    let mut names = dir
+        .list()
+        .map_err(|e| StoreError::io(format!("listing {label}/"), e))?;
+    names.sort();
+    Ok(names)
+}

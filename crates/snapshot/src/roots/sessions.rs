@@ -1,0 +1,99 @@
+//! [`SessionRecord`]: how a store knows the sessions that were begun from it.
+//!
+//! `sessions/<uuid>`, in the form of `checked_json.rs`, replaced as a whole and durable. It lists
+//! the headers that the session needs, so that these are kept without a look at its directory: a
+//! directory that cannot be found may have been moved, and come back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cowslip_block::files::{Access, Dir, read_all, replace_file};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::RootLock;
+use crate::checked_json;
+use crate::error::StoreError;
+use crate::ids::HeaderId;
+use crate::limits::SESSION_RECORD_BYTES_MAX;
+
+/// A session, as its store knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// Of this file's format.
+    pub version: u32,
+    /// The session.
+    pub id: Uuid,
+    /// Where its directory was when it was last opened.
+    pub path: PathBuf,
+    /// It goes with the server that began it.
+    pub temporary: bool,
+    /// What it needs.
+    pub headers: Vec<HeaderId>,
+}
+
+impl SessionRecord {
+    pub(crate) const VERSION: u32 = 1;
+
+    /// Puts it in force.
+    pub(crate) fn put(&self, _: &RootLock, sessions: &Arc<dyn Dir>) -> Result<(), StoreError> {
+        let name = self.id.to_string();
+        checked_json::encode(self)
+            .and_then(|bytes| replace_file(&**sessions, &name, &bytes))
+            .map_err(|e| StoreError::io(format!("writing sessions/{name}"), e))
+    }
+
+    pub(crate) fn remove(
+        id: Uuid,
+        _: &RootLock,
+        sessions: &Arc<dyn Dir>,
+    ) -> Result<(), StoreError> {
+        let name = id.to_string();
+        match sessions.remove(&name) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::NoSession { id });
+            }
+            other => other.map_err(|e| StoreError::io(format!("removing sessions/{name}"), e))?,
+        }
+        sessions
+            .sync()
+            .map_err(|e| StoreError::io("syncing sessions/", e))
+    }
+
+    /// All of them, by id. One that cannot be read is an error: what it needs is not known.
+    pub(crate) fn list(sessions: &dyn Dir) -> Result<Vec<Self>, StoreError> {
+        let names = sessions
+            .list()
+            .map_err(|e| StoreError::io("listing sessions/", e))?;
+        let mut records = Vec::new();
+        for name in names.iter().filter(|n| Uuid::parse_str(n).is_ok()) {
+            let read = sessions
+                .open(name, Access::Read)
+                .and_then(|file| read_all(&*file, SESSION_RECORD_BYTES_MAX));
+            let bytes = match read {
+                // Forgotten since the directory was listed.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                other => {
+                    other.map_err(|e| StoreError::io(format!("reading sessions/{name}"), e))?
+                }
+            };
+            let record = checked_json::decode::<Self>(&bytes).and_then(|record| {
+                let version = record.version;
+                match version == Self::VERSION {
+                    true => Ok(record),
+                    false => Err(format!(
+                        "has version {version}; this release reads {}",
+                        Self::VERSION
+                    )),
+                }
+            });
+            records.push(record.map_err(|why| StoreError::Corrupt {
+                object: format!("sessions/{name}"),
+                place: "all of it".into(),
+                why,
+            })?);
+        }
+        records.sort_by_key(|record| record.id);
+        Ok(records)
+    }
+}
