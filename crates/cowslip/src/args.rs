@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::SnapshotName;
+use uuid::Uuid;
 
 /// The snapshot storage engine for microVM sandboxes.
 #[derive(Debug, Parser)]
@@ -54,6 +55,10 @@ pub(crate) enum Command {
     Export(Export),
     /// Remove a snapshot's name
     Rm(Name),
+    /// Remove what no name, no session and no running command needs
+    Gc(Gc),
+    /// List the sessions that the store keeps something for
+    Sessions(Sessions),
     /// See it all at work in half a minute, with nothing set up
     Demo(Demo),
     /// Print a completion script for a shell
@@ -137,6 +142,20 @@ pub(crate) struct Export {
     /// Write over a file that is there
     #[arg(long)]
     pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sessions {
+    /// Keep nothing for this session any more: its directory is gone for good
+    #[arg(long, value_name = "SESSION")]
+    pub(crate) forget: Option<Uuid>,
 }
 
 #[derive(Debug, Args)]

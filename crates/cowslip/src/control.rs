@@ -35,6 +35,7 @@ const TICK: Duration = Duration::from_millis(200);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub(crate) enum Request {
+    Status,
     Snapshot {
         name: String,
         replace: bool,
@@ -47,7 +48,26 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Progress { done_blocks: u64, total_blocks: u64 },
     Done(Taken),
+    Live(Live),
     Failed(Failure),
+}
+
+/// What a server says of its session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Live {
+    pub(crate) block_size_bytes: u64,
+    /// Blocks with bytes, and blocks zeroed or trimmed, since the last snapshot.
+    pub(crate) dirty_blocks: u64,
+    pub(crate) zero_blocks: u64,
+    /// Zeroed blocks whose room has not been given back yet.
+    pub(crate) held_blocks: u64,
+    /// Room of all its caches and of their journals.
+    pub(crate) cache_bytes: u64,
+    pub(crate) journal_bytes: u64,
+    /// Snapshots on their way.
+    pub(crate) sealing: usize,
+    /// Why it refuses writes, if it does.
+    pub(crate) refuses_writes: Option<String>,
 }
 
 /// A path to the socket that is short, whatever the directory's. The handle has to stay open
@@ -137,28 +157,41 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
             ))));
         }
     };
-    let Request::Snapshot {
-        name,
-        replace,
-        dedup,
-    } = request;
-    let taken = take(
-        session,
-        store,
-        &name,
-        &SnapshotOptions { replace, dedup },
-        &mut |p| {
-            let (done_blocks, total_blocks) = (p.done_blocks, p.total_blocks);
-            say(&Answer::Progress {
-                done_blocks,
-                total_blocks,
-            });
-        },
-    );
-    match taken {
-        Ok(taken) => say(&Answer::Done(taken)),
-        Err(failure) => say(&Answer::Failed(failure)),
-    }
+    let answer = match request {
+        Request::Status => status_of(session).map(Answer::Live),
+        Request::Snapshot {
+            name,
+            replace,
+            dedup,
+        } => {
+            let options = SnapshotOptions { replace, dedup };
+            let mut progress = |p: SealProgress| {
+                let (done_blocks, total_blocks) = (p.done_blocks, p.total_blocks);
+                say(&Answer::Progress {
+                    done_blocks,
+                    total_blocks,
+                });
+            };
+            take(session, store, &name, &options, &mut progress).map(Answer::Done)
+        }
+    };
+    say(&answer.unwrap_or_else(Answer::Failed));
+}
+
+fn status_of(session: &Session) -> Result<Live, Failure> {
+    let status = session
+        .status()
+        .map_err(|e| Failure::failed(format!("looking at the session: {e}")))?;
+    Ok(Live {
+        block_size_bytes: session.manifest().block_size_bytes.into(),
+        dirty_blocks: status.dirty_blocks,
+        zero_blocks: status.zero_blocks,
+        held_blocks: status.held_blocks,
+        cache_bytes: status.cache_bytes,
+        journal_bytes: status.journal_bytes,
+        sealing: status.frozen,
+        refuses_writes: status.poisoned,
+    })
 }
 
 /// Freezes, and waits until somebody else's thread has sealed.
@@ -206,14 +239,28 @@ pub(crate) fn ask(
     progress: &mut dyn FnMut(SealProgress),
 ) -> Option<Result<Taken, Failure>> {
     let stream = UnixStream::connect(short_path(dir)).ok()?;
-    Some(converse(&stream, request, progress))
+    Some(match converse(&stream, request, progress) {
+        Ok(Answer::Done(taken)) => Ok(taken),
+        Ok(_) => Err(Failure::failed("the server answered something else")),
+        Err(failure) => Err(failure),
+    })
+}
+
+/// What the server of this session directory says of its session; nothing where none answers.
+pub(crate) fn status(dir: &RealDir) -> Option<Live> {
+    let stream = UnixStream::connect(short_path(dir)).ok()?;
+    stream.set_read_timeout(Some(SILENCE)).ok()?;
+    match converse(&stream, &Request::Status, &mut |_| {}) {
+        Ok(Answer::Live(live)) => Some(live),
+        _ => None,
+    }
 }
 
 fn converse(
     mut stream: &UnixStream,
     request: &Request,
     progress: &mut dyn FnMut(SealProgress),
-) -> Result<Taken, Failure> {
+) -> Result<Answer, Failure> {
     let lost = |error: io::Error| {
         Failure::failed(format!("the server went away: {error}"))
             .hint("the snapshot is finished when the session is served again")
@@ -234,8 +281,8 @@ fn converse(
                     total_blocks,
                 });
             }
-            Answer::Done(taken) => return Ok(taken),
             Answer::Failed(failure) => return Err(failure),
+            last => return Ok(last),
         }
     }
 }

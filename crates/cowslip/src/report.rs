@@ -64,6 +64,7 @@ impl Reporter {
             Unit::Bytes => "{binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}",
             Unit::Blocks => "{human_pos}/{human_len} blocks",
             Unit::Frames => "{human_pos}/{human_len} frames",
+            Unit::Snapshots => "{human_pos}/{human_len} snapshots",
         };
         let style = format!("{{msg:10}} [{{bar:30}}] {counts}, {{eta}} left");
         let style = ProgressStyle::with_template(&style).expect("a template that was tried");
@@ -80,6 +81,7 @@ pub(crate) enum Unit {
     Bytes,
     Blocks,
     Frames,
+    Snapshots,
 }
 
 /// Moves a bar.

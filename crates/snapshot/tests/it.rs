@@ -3,6 +3,8 @@
 
 #[path = "it/faults.rs"]
 mod faults;
+#[path = "it/gc.rs"]
+mod gc;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/header.rs"]

@@ -24,7 +24,7 @@ struct Exported<'a> {
 
 pub(super) fn run(context: &Context, args: &Export) -> Result<(), Failure> {
     let store = context.store()?;
-    let header = store.resolve(&args.name)?;
+    let (header, _lease) = store.resolve_leased(&args.name)?;
     let out = args.out.as_path();
     if !args.replace && out.symlink_metadata().is_ok() {
         let message = format!("{} is there already", out.display());

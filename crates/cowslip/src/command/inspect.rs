@@ -17,7 +17,7 @@ struct Inspected {
 
 pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let store = context.store()?;
-    let header = store.resolve(&args.name)?;
+    let (header, _lease) = store.resolve_leased(&args.name)?;
     let info = Info::new(&store, &args.name, &header)?;
     let uses = header.layers()?.into_iter();
     let mut layers: Vec<_> = uses.map(|(id, blocks)| LayerUse { id, blocks }).collect();

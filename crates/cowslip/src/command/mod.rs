@@ -3,11 +3,13 @@
 
 mod demo;
 mod export;
+mod gc;
 mod import;
 mod inspect;
 mod ls;
 mod rm;
 mod serve;
+mod sessions;
 mod snapshot;
 mod verify;
 
@@ -44,6 +46,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(&context, &args),
         Command::Export(args) => export::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
+        Command::Gc(args) => gc::run(&context, &args),
+        Command::Sessions(args) => sessions::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -19,6 +19,7 @@ use cowslip_block::read_only::ReadOnly;
 use cowslip_nbd::{Bound, Export, Listen, ListenError, Served, Server};
 use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::image::Image;
+use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::session::{Manifest, Session, SessionError, Workers};
 use cowslip_snapshot::store::{Caches, Store};
 use listenfd::ListenFd;
@@ -85,8 +86,16 @@ pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
 /// What is being served.
 struct Target {
     name: SnapshotName,
-    live: Option<Live>,
-    image: Option<Arc<dyn Device>>,
+    what: What,
+}
+
+enum What {
+    Session(Live),
+    /// Read-only; the lease keeps it, whatever becomes of its name.
+    Image {
+        image: Arc<dyn Device>,
+        _lease: Lease,
+    },
 }
 
 /// A session, and what works behind it. Dropped in this order.
@@ -144,14 +153,12 @@ impl Target {
         store: &Arc<Store>,
         store_path: &Path,
     ) -> Result<Self, Failure> {
-        let header = store.resolve(&name)?;
+        let (header, lease) = store.resolve_leased(&name)?;
         if args.read_only && args.size.is_none() {
-            let image = Image::new(Arc::clone(store), header);
-            return Ok(Self {
-                name,
-                live: None,
-                image: Some(Arc::new(image)),
-            });
+            let image = Arc::new(Image::new(Arc::clone(store), header));
+            let _lease = lease;
+            let what = What::Image { image, _lease };
+            return Ok(Self { name, what });
         }
         let failed = |e: io::Error| Failure::failed(format!("making a temporary session: {e}"));
         let temporary = tempfile::Builder::new()
@@ -185,41 +192,35 @@ impl Target {
             path,
             temporary,
         };
-        Ok(Self {
-            name,
-            live: Some(live),
-            image: None,
-        })
+        let what = What::Session(live);
+        Ok(Self { name, what })
     }
 
     fn device(&self, args: &Serve) -> Arc<dyn Device> {
-        match (&self.live, &self.image) {
-            (Some(live), _) if args.read_only => Arc::new(ReadOnly(live.session.device())),
-            (Some(live), _) => live.session.device(),
-            (None, Some(image)) => Arc::clone(image),
-            (None, None) => unreachable!("one of the two is always there"),
+        match &self.what {
+            What::Session(live) if args.read_only => Arc::new(ReadOnly(live.session.device())),
+            What::Session(live) => live.session.device(),
+            What::Image { image, .. } => Arc::clone(image),
         }
     }
 
     fn remark(&self) -> String {
-        match &self.live {
-            None => String::new(),
-            Some(Live {
-                temporary: Some(_),
-                path,
-                ..
-            }) => {
-                format!(
-                    ", temporary session {}: what is written is dropped at the end",
-                    path.display()
-                )
+        let What::Session(live) = &self.what else {
+            return String::new();
+        };
+        let path = live.path.display();
+        match live.temporary {
+            Some(_) => {
+                format!(", temporary session {path}: what is written is dropped at the end")
             }
-            Some(live) => format!(", session {}", live.path.display()),
+            None => format!(", session {path}"),
         }
     }
 
     fn close(self, device: &Arc<dyn Device>) {
-        let Some(live) = self.live else { return };
+        let What::Session(live) = self.what else {
+            return;
+        };
         let (device, temporary) = (Arc::clone(device), live.temporary.is_some());
         let (end, ended) = mpsc::channel();
         if !temporary {
@@ -232,6 +233,11 @@ impl Target {
             if ended.recv_timeout(FLUSH_WITHIN).is_err() {
                 complain("the last flush takes long; what was written is kept all the same");
             }
+        }
+        if temporary && let Err(error) = live.session.forget() {
+            complain(&format!(
+                "the store still keeps what the session needed: {error}"
+            ));
         }
         drop(live);
     }
@@ -297,10 +303,10 @@ fn listeners(args: &Serve, target: &Target) -> Result<Vec<Listen>, Failure> {
         None => {}
     }
     let inherited = inherited()?;
-    match &target.live {
+    match &target.what {
         _ if !inherited.is_empty() => Ok(inherited),
-        Some(live) => Ok(vec![Listen::Unix(live.path.join("nbd.sock"))]),
-        None => Err(Failure::usage("nothing says where to listen").hint(
+        What::Session(live) => Ok(vec![Listen::Unix(live.path.join("nbd.sock"))]),
+        What::Image { .. } => Err(Failure::usage("nothing says where to listen").hint(
             "--nbd unix:PATH, --nbd tcp:HOST:PORT or --stdio; a --session has a socket of its own",
         )),
     }

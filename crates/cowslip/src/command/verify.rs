@@ -36,7 +36,7 @@ impl<'a> Place<'a> {
 
 pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let store = context.store()?;
-    let header = store.resolve(&args.name)?;
+    let (header, _lease) = store.resolve_leased(&args.name)?;
     let bar = context.report.progress("verifying", Unit::Frames);
     let report = verify(&store, &header, &mut |done, total| {
         advance(&bar, done, total)

@@ -1,0 +1,115 @@
+//! `cowslip sessions`: the sessions that a store keeps something for.
+
+use std::path::PathBuf;
+
+use cowslip_block::files::{Dir, RealDir};
+use cowslip_snapshot::roots::SessionRecord;
+use cowslip_snapshot::session::Manifest;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Context;
+use crate::args::Sessions;
+use crate::control::{self, Live};
+use crate::failure::Failure;
+use crate::report::{bytes, table};
+
+/// What became of a session's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// A process has it open.
+    Served,
+    /// It is there, and nobody has it open.
+    AtRest,
+    /// It is not where it was. It may have been moved: what it needs is kept.
+    Missing,
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: Uuid,
+    path: PathBuf,
+    temporary: bool,
+    state: State,
+    /// What its server says, if one answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Live>,
+}
+
+pub(super) fn run(context: &Context, args: &Sessions) -> Result<(), Failure> {
+    let store = context.store()?;
+    if let Some(id) = args.forget {
+        store.forget_session(id)?;
+        return context
+            .report
+            .result(&serde_json::json!({ "forgotten": id }), || {
+                format!("forgot {id}: `cowslip gc` removes what only it needed")
+            });
+    }
+    let rows: Vec<Row> = store.sessions()?.into_iter().map(row).collect();
+    context.report.result(&rows, || {
+        let head = [
+            "SESSION",
+            "STATE",
+            "DIRTY",
+            "ON DISK",
+            "SEALING",
+            "DIRECTORY",
+        ];
+        table(&head, &[2, 3, 4], rows.iter().map(cells).collect())
+    })
+}
+
+fn row(record: SessionRecord) -> Row {
+    let state = state_of(&record);
+    let dir = RealDir::open(&record.path)
+        .ok()
+        .filter(|_| state == State::Served);
+    Row {
+        id: record.id,
+        temporary: record.temporary,
+        state,
+        live: dir.and_then(|dir| control::status(&dir)),
+        path: record.path,
+    }
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let state = match row.state {
+        State::Served => "served",
+        State::AtRest => "at rest",
+        State::Missing => "missing",
+    };
+    let of = |value: &dyn Fn(&Live) -> String| row.live.as_ref().map_or("-".into(), value);
+    vec![
+        row.id.to_string(),
+        if row.temporary {
+            format!("{state}, temporary")
+        } else {
+            state.into()
+        },
+        of(&|live| bytes(live.dirty_blocks * live.block_size_bytes)),
+        of(&|live| bytes(live.cache_bytes + live.journal_bytes)),
+        of(&|live| live.sealing.to_string()),
+        row.path.display().to_string(),
+    ]
+}
+
+fn state_of(record: &SessionRecord) -> State {
+    match RealDir::open(&record.path) {
+        Ok(dir) => match Manifest::read(&dir) {
+            Ok(Some(manifest)) if manifest.id == record.id => match dir.try_lock("lock") {
+                Ok(None) => State::Served,
+                _ => State::AtRest,
+            },
+            _ => State::Missing,
+        },
+        Err(_) => State::Missing,
+    }
+}
+
+/// A temporary session ends with its server: nobody has the lock of one that is dead.
+pub(super) fn is_dead(record: &SessionRecord) -> bool {
+    state_of(record) != State::Served
+}
