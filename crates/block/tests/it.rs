@@ -3,6 +3,8 @@
 
 #[path = "it/concurrent.rs"]
 mod concurrent;
+#[path = "it/drain.rs"]
+mod drain;
 #[path = "it/model.rs"]
 mod model;
 #[path = "it/rig.rs"]
