@@ -8,6 +8,7 @@
 //! Read in this order: [`limits`], [`layer`], [`header`], [`store`], [`image`]. The bytes are
 //! described in `docs/format.md`.
 
+pub mod diff;
 pub mod error;
 pub mod export;
 pub mod gc;

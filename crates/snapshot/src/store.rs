@@ -328,6 +328,18 @@ impl Store {
             .map_err(|e| e.of(object_name(id)))
     }
 
+    /// The same; nothing where there is no such object.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Version`, `Io`.
+    pub fn find_header(&self, id: HeaderId) -> Result<Option<Arc<Header>>, StoreError> {
+        match self.headers.open(&id.to_string(), Access::Read) {
+            Ok(_) => self.open_header(id).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io(format!("opening {}", object_name(id)), e)),
+        }
+    }
+
     /// Gives a header a name: the commit point of a snapshot.
     ///
     /// # Errors

@@ -20,6 +20,7 @@
 //! Left out: what the blocks of a layer hold.
 
 mod build;
+mod compare;
 mod map;
 mod meta;
 mod node;
@@ -34,6 +35,7 @@ use cowslip_block::{BlockIndex, BlockRange, BlockSize};
 
 pub use build::HeaderSpec;
 pub(crate) use build::encode;
+pub use compare::{MapDifference, compare};
 pub(crate) use map::Merged;
 pub use map::{MapRun, Target};
 pub(crate) use meta::height_of;
