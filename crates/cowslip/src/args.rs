@@ -23,6 +23,10 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is the answer: 0 equal, \
+    1 different, in bytes or in size. Failures are 2 usage, 3 not found, 4 corrupt, 5 all others. \
+    Without --quiet it is 0 for both answers.";
+
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// Where snapshots are kept [default: $XDG_DATA_HOME/cowslip, or ~/.local/share/cowslip]
@@ -51,6 +55,11 @@ pub(crate) enum Command {
     Inspect(Name),
     /// Read and check every byte that a snapshot depends on
     Verify(Name),
+    /// Show in which blocks two snapshots differ
+    #[command(after_help = DIFF_QUIET)]
+    Diff(Diff),
+    /// List what a snapshot was made from, back to its template
+    Log(Name),
     /// Write a snapshot's image to a sparse raw file
     Export(Export),
     /// Remove a snapshot's name
@@ -130,6 +139,16 @@ pub(crate) struct Snapshot {
     /// Keep blocks that were rewritten with what the parent has
     #[arg(long)]
     pub(crate) no_dedup: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// The one snapshot
+    #[arg(value_name = "A")]
+    pub(crate) a: SnapshotName,
+    /// The other one
+    #[arg(value_name = "B")]
+    pub(crate) b: SnapshotName,
 }
 
 #[derive(Debug, Args)]

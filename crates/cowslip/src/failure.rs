@@ -11,6 +11,9 @@ use cowslip_snapshot::seal::SealError;
 use cowslip_snapshot::session::SessionError;
 use serde::{Deserialize, Serialize};
 
+/// The exit code of `diff --quiet` where the images differ.
+pub(crate) const DIFFERENT: u8 = 1;
+
 /// The kind of a failure, which is its exit code. They are a contract: see the README.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -19,6 +22,8 @@ pub(crate) enum Kind {
     Usage,
     NotFound,
     Corrupt,
+    /// As `Failed`, where code 1 is an answer: see [`DIFFERENT`].
+    Undecided,
 }
 
 impl Kind {
@@ -28,6 +33,7 @@ impl Kind {
             Self::Usage => 2,
             Self::NotFound => 3,
             Self::Corrupt => 4,
+            Self::Undecided => 5,
         }
     }
 }
@@ -63,6 +69,15 @@ impl Failure {
             hint: Some(hint.into()),
             ..self
         }
+    }
+
+    /// The same, of a command whose exit code 1 is an answer.
+    pub(crate) fn undecided(self) -> Self {
+        let kind = match self.kind {
+            Kind::Failed => Kind::Undecided,
+            kind => kind,
+        };
+        Self { kind, ..self }
     }
 
     /// A file that could not be used: names it, and tells a missing one from the rest.

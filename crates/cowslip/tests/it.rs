@@ -15,6 +15,8 @@ mod contract;
 mod cut;
 #[path = "it/damage.rs"]
 mod damage;
+#[path = "it/diff.rs"]
+mod diff;
 #[path = "it/ending.rs"]
 mod ending;
 #[path = "it/ext4.rs"]

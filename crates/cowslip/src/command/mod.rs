@@ -2,10 +2,12 @@
 //! report.
 
 mod demo;
+mod diff;
 mod export;
 mod gc;
 mod import;
 mod inspect;
+mod log;
 mod ls;
 mod rm;
 mod serve;
@@ -14,6 +16,7 @@ mod snapshot;
 mod verify;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::CommandFactory;
@@ -32,18 +35,20 @@ pub(crate) struct Context {
     pub(crate) report: Reporter,
 }
 
-pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let context = Context {
         report: Reporter::new(&cli.global),
         global: cli.global,
     };
-    match cli.command {
+    let done = match cli.command {
         Command::Import(args) => import::run(&context, &args),
         Command::Serve(args) => serve::run(&context, &args),
         Command::Snapshot(args) => snapshot::run(&context, &args),
         Command::Ls => ls::run(&context),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
+        Command::Diff(args) => return diff::run(&context, &args),
+        Command::Log(args) => log::run(&context, &args),
         Command::Export(args) => export::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),
@@ -54,7 +59,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "cowslip", &mut script);
             report::print(&String::from_utf8_lossy(&script))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 impl Context {
