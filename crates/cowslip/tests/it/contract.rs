@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::bytes::{MIB, noise};
 use crate::rig::{COWSLIP, Rig, Served, said};
-use crate::tools::{skip, tool};
+use crate::tools::{have, run};
 
 fn rig() -> Rig {
     let rig = Rig::new();
@@ -249,18 +249,12 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 
 #[test]
 fn completions_are_scripts() {
-    let Some(bash) = tool("bash") else {
-        skip("completions_are_scripts", "bash");
+    if !have("completions_are_scripts", &["bash"]) {
         return;
-    };
+    }
     let rig = Rig::new();
     rig.file("script", rig.ok("completions bash").as_bytes());
-    let checked = Command::new(bash)
-        .arg("-n")
-        .arg(rig.path("script"))
-        .output()
-        .unwrap();
-    assert!(checked.status.success(), "{}", said(&checked));
+    run("bash", ["-n".as_ref(), rig.path("script").as_os_str()]);
     for shell in ["zsh", "fish", "elvish", "powershell"] {
         assert!(rig.ok(&format!("completions {shell}")).contains("cowslip"));
     }

@@ -6,23 +6,23 @@ use std::process::{Command, Stdio};
 
 use crate::rig::said;
 
-/// Are these programs there? If not, the test says so and is over; where COWSLIP_REQUIRE_TOOLS is
-/// set, that is a failure.
+/// Are these programs there? If not, the test says so and is over; where COWSLIP_REQUIRE_TOOLS is 1,
+/// that is a failure.
 pub(crate) fn have(test: &str, tools: &[&str]) -> bool {
-    let missing: Vec<_> = tools
-        .iter()
-        .copied()
-        .filter(|t| tool(t).is_none())
-        .collect();
-    missing.is_empty() || !skip(test, &missing.join(", "))
+    let missing = tools.iter().copied().filter(|t| tool(t).is_none());
+    let missing = missing.collect::<Vec<_>>().join(", ");
+    if missing.is_empty() {
+        return true;
+    }
+    let required = std::env::var_os("COWSLIP_REQUIRE_TOOLS").is_some_and(|v| v == "1");
+    assert!(!required, "{test} needs {missing}");
+    skip(test, &missing);
+    false
 }
 
 /// Says that a test is left out for want of something.
-pub(crate) fn skip(test: &str, needs: &str) -> bool {
-    let required = std::env::var_os("COWSLIP_REQUIRE_TOOLS").is_some_and(|v| v == "1");
-    assert!(!required, "{test} needs {needs}");
+pub(crate) fn skip(test: &str, needs: &str) {
     eprintln!("SKIP {test}: needs {needs}");
-    true
 }
 
 /// Where a program is; those of e2fsprogs are not on everybody's PATH. `python3-nbd` is the system's
