@@ -151,7 +151,9 @@ fn layers(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(payload.len() as u64));
     group.bench_function("write_64_mib", |b| {
         let write = |temp: TempDir| {
-            let mut writer = store(&temp, 0).layer_writer(size).expect("a writer");
+            let store = store(&temp, 0);
+            let lease = store.lease().expect("a lease");
+            let mut writer = store.layer_writer(&lease, size).expect("a writer");
             writer.push(&payload).expect("room");
             // The directory is given back, so that its removal is not measured.
             (writer.finish().expect("room"), temp)

@@ -31,10 +31,10 @@ pub(super) fn recover(
     let mut closed = false;
     for (mark, flushed) in &replay.marks {
         if let Mark::Dirty(blocks, _) | Mark::Zero(blocks) | Mark::Provisioned(blocks) = mark
-            && blocks.intersect(all) != *blocks
+            && (blocks.is_empty() || blocks.end > all.end)
         {
             return Err(invalid(format!(
-                "the journal speaks of {blocks:?}, past the end"
+                "the journal speaks of {blocks:?}: of none, or past the end"
             )));
         }
         match mark {

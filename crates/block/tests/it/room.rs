@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use cowslip_block::cache::{BlockState, Cache};
-use cowslip_block::files::{Dir, RealDir};
+use cowslip_block::files::{Access, Dir, RealDir};
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
 use cowslip_block::{ByteOffset, ByteRange, Device, DeviceError, Room};
 use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, MemoryFs, Rule};
 
-use crate::rig::{BOOT, Base, geometry, index, overlay, pattern, read};
+use crate::rig::{BOOT, Base, geometry, health, index, overlay, pattern, read};
 
 #[test]
 fn zeroes_and_trims_give_their_room_back_and_provisioning_keeps_it() {
@@ -254,5 +254,37 @@ fn a_checkpoint_or_a_punch_that_fails_leaves_all_as_it_was() {
                 "{call:?} {after}"
             );
         }
+    }
+}
+
+/// What a journal with right checksums may still not say.
+#[test]
+fn a_journal_that_speaks_of_blocks_that_are_not_there_is_refused() {
+    let size = 1 << 20;
+    for (start, count) in [
+        (256, 1),
+        (0, 257),
+        (1 << 40, 0),
+        (0, 0),
+        (u64::MAX, 0),
+        (200, 100),
+    ] {
+        let disk = MemoryFs::new();
+        drop(overlay(&disk.root(), size, vec![0; index(size)]));
+        // A record of kind 2, zero, behind the head of the first segment.
+        let mut record = [0; 32];
+        record[4] = 2;
+        record[16..24].copy_from_slice(&u64::to_le_bytes(start));
+        record[24..32].copy_from_slice(&u64::to_le_bytes(count));
+        let crc = crc32c::crc32c(&record[4..]);
+        record[..4].copy_from_slice(&crc.to_le_bytes());
+        let journal = disk
+            .root()
+            .open("cache-1.journal-0", Access::ReadWrite)
+            .unwrap();
+        journal.write_at(&record, 64).unwrap();
+        let opened = Cache::open(disk.root(), "cache-1", geometry(size), BOOT, health());
+        let why = opened.unwrap_err().to_string();
+        assert!(why.contains("past the end"), "{start}, {count}: {why}");
     }
 }

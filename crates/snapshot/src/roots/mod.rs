@@ -13,7 +13,7 @@
 //! - An object is protected by at least one root from before it has a name in `layers/` or
 //!   `headers/` until nothing needs it: a lease lists it first; the lease is dropped only after a name
 //!   or a session has taken over.
-//! - Whoever makes the set of roots smaller, or takes over from a name, holds [`RootLock`]; so does the
+//! - Whoever makes the set of roots smaller, or takes over from a name, holds `RootLock`; so does the
 //!   collector while it reads them (leases, then names, then sessions). It has listed the objects
 //!   before, so that what is younger than its list is no concern of its.
 

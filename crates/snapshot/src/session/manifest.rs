@@ -80,6 +80,9 @@ impl Manifest {
                 "has version {version}; this release reads {VERSION}"
             )));
         }
+        if manifest.next_cache >= 1 << 62 {
+            return Err(damaged("numbers its caches as nobody gets to".into()));
+        }
         if manifest.caches.is_empty() {
             return Err(damaged("lists no cache".into()));
         }

@@ -51,6 +51,9 @@ const STEP_BYTES: u64 = 256 << 10;
 const RESERVE_BYTES: u64 = 64 << 10;
 /// A segment is never longer; a cache starts a new one long before.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Segments and records are numbered below this: a million records a second get there in 146,000
+/// years, and no sum of one such number and another overflows.
+const NUMBER_MAX: u64 = 1 << 62;
 /// A checkpoint is never longer: 2^34 blocks of four states, all scattered, take 6 GiB of roaring;
 /// this is what a machine may reasonably hold.
 const STATE_BYTES_MAX: u64 = 8 << 30;
@@ -287,7 +290,11 @@ impl Place<'_> {
         if u32_at(&bytes, 12) != self.block_size.bytes() || u64_at(&bytes, 16) != segment {
             return Err(corrupt(&name, "belongs to another cache"));
         }
-        Ok((segment, u64_at(&bytes, 24), Some(states)))
+        let next = u64_at(&bytes, 24);
+        if segment >= NUMBER_MAX || next >= NUMBER_MAX {
+            return Err(corrupt(&name, "has numbers that nobody gets to"));
+        }
+        Ok((segment, next, Some(states)))
     }
 }
 
@@ -461,6 +468,25 @@ mod tests {
         assert_eq!(place(&dir).replay().unwrap().marks.len(), 3);
         first.file.write_at(&[0; 40], second_at).unwrap();
         assert_eq!(place(&dir).replay().unwrap().marks.len(), 1);
+    }
+
+    #[test]
+    fn numbers_that_nobody_gets_to_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RealDir::open(temp.path()).unwrap();
+        for (segment, next) in [
+            (0, u64::MAX),
+            (u64::MAX, 0),
+            (NUMBER_MAX, 0),
+            (0, NUMBER_MAX),
+        ] {
+            place(&dir).write_state(segment, next, b"states").unwrap();
+            assert!(
+                place(&dir).replay().is_err(),
+                "segment {segment}, record {next}"
+            );
+            place(&dir).remove_all().unwrap();
+        }
     }
 
     #[test]
