@@ -455,6 +455,11 @@ impl Store {
         SessionRecord::list(&*self.sessions)
     }
 
+    /// What is noted of one session; nothing where that cannot be read, to be noted again.
+    pub(crate) fn session(&self, id: Uuid) -> Option<SessionRecord> {
+        SessionRecord::read(&*self.sessions, &id.to_string()).ok()?
+    }
+
     /// Notes what a session needs, durably.
     ///
     /// # Errors

@@ -5,9 +5,12 @@
 //! other way round, and takes less than five seconds: clients are told to go, a running seal is
 //! interrupted (the session takes it up when it is served again), what was written is flushed.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -34,7 +37,7 @@ use crate::report::{bytes, complain};
 
 /// What was written survives the end of the process without a flush; a disk that hangs must not
 /// hold up the end for longer than this.
-const FLUSH_WITHIN: Duration = Duration::from_millis(1500);
+const CLOSE_WITHIN: Duration = Duration::from_millis(2500);
 
 pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
     // Asked for before anything is begun: a signal that comes early ends it just as well.
@@ -79,7 +82,14 @@ pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
     // Either of the two; both threads have gone only if both have spoken.
     let _ = ended.recv();
     server.stop();
-    served.close(&device);
+    let (end, ended) = mpsc::channel();
+    thread::spawn(move || {
+        served.close(&*device);
+        let _ = end.send(());
+    });
+    if ended.recv_timeout(CLOSE_WITHIN).is_err() {
+        complain("the disk takes long to flush; what was written is kept all the same");
+    }
     Ok(())
 }
 
@@ -163,6 +173,7 @@ impl Target {
         let failed = |e: io::Error| Failure::failed(format!("making a temporary session: {e}"));
         let temporary = tempfile::Builder::new()
             .prefix("cowslip-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .map_err(failed)?;
         let path = temporary.path().to_owned();
@@ -217,29 +228,18 @@ impl Target {
         }
     }
 
-    fn close(self, device: &Arc<dyn Device>) {
+    /// Flushes, and ends the session with all that works behind it.
+    fn close(self, device: &dyn Device) {
         let What::Session(live) = self.what else {
             return;
         };
-        let (device, temporary) = (Arc::clone(device), live.temporary.is_some());
-        let (end, ended) = mpsc::channel();
-        if !temporary {
-            thread::spawn(move || {
-                if let Err(error) = device.flush() {
-                    complain(&format!("the last flush failed: {error}"));
-                }
-                let _ = end.send(());
-            });
-            if ended.recv_timeout(FLUSH_WITHIN).is_err() {
-                complain("the last flush takes long; what was written is kept all the same");
-            }
+        let ended = match live.temporary {
+            Some(_) => live.session.forget().map_err(Failure::from),
+            None => device.flush().map_err(Failure::from),
+        };
+        if let Err(failure) = ended {
+            complain(&format!("ending the session: {}", failure.message));
         }
-        if temporary && let Err(error) = live.session.forget() {
-            complain(&format!(
-                "the store still keeps what the session needed: {error}"
-            ));
-        }
-        drop(live);
     }
 }
 
@@ -288,12 +288,26 @@ fn listen(
         let bound = server.listen(at).map_err(|e| refused(&e))?;
         places.push(match bound {
             Bound::Unix(path) => {
-                format!("nbd+unix:///{}?socket={}", target.name, path.display())
+                format!("nbd+unix:///{}?socket={}", target.name, in_uri(&path))
             }
             Bound::Tcp(at) => format!("nbd://{at}/{}", target.name),
         });
     }
     Ok((format!("at {}", places.join(", ")), None))
+}
+
+/// A path as a part of a URI (RFC 3986): other bytes than these are percent-encoded.
+fn in_uri(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(char::from(*byte));
+            }
+            other => text += &format!("%{other:02X}"),
+        }
+    }
+    text
 }
 
 fn listeners(args: &Serve, target: &Target) -> Result<Vec<Listen>, Failure> {

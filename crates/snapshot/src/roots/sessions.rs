@@ -67,33 +67,36 @@ impl SessionRecord {
             .map_err(|e| StoreError::io("listing sessions/", e))?;
         let mut records = Vec::new();
         for name in names.iter().filter(|n| Uuid::parse_str(n).is_ok()) {
-            let read = sessions
-                .open(name, Access::Read)
-                .and_then(|file| read_all(&*file, SESSION_RECORD_BYTES_MAX));
-            let bytes = match read {
-                // Forgotten since the directory was listed.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                other => {
-                    other.map_err(|e| StoreError::io(format!("reading sessions/{name}"), e))?
-                }
-            };
-            let record = checked_json::decode::<Self>(&bytes).and_then(|record| {
-                let version = record.version;
-                match version == Self::VERSION {
-                    true => Ok(record),
-                    false => Err(format!(
-                        "has version {version}; this release reads {}",
-                        Self::VERSION
-                    )),
-                }
-            });
-            records.push(record.map_err(|why| StoreError::Corrupt {
-                object: format!("sessions/{name}"),
-                place: "all of it".into(),
-                why,
-            })?);
+            // One that is not there was forgotten since the directory was listed.
+            records.extend(Self::read(sessions, name)?);
         }
         records.sort_by_key(|record| record.id);
         Ok(records)
+    }
+
+    /// One of them, if it is there.
+    pub(crate) fn read(sessions: &dyn Dir, name: &str) -> Result<Option<Self>, StoreError> {
+        let read = sessions
+            .open(name, Access::Read)
+            .and_then(|file| read_all(&*file, SESSION_RECORD_BYTES_MAX));
+        let bytes = match read {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| StoreError::io(format!("reading sessions/{name}"), e))?,
+        };
+        let record = checked_json::decode::<Self>(&bytes).and_then(|record| {
+            match record.version == Self::VERSION {
+                true => Ok(record),
+                false => Err(format!(
+                    "has version {}; this release reads {}",
+                    record.version,
+                    Self::VERSION
+                )),
+            }
+        });
+        record.map(Some).map_err(|why| StoreError::Corrupt {
+            object: format!("sessions/{name}"),
+            place: "all of it".into(),
+            why,
+        })
     }
 }

@@ -222,11 +222,15 @@ impl Session {
     /// [`SessionError`].
     pub fn open(around: Surroundings) -> Result<Self, SessionError> {
         let lock = take_lock(&*around.dir)?;
-        let mut manifest = Manifest::read(&*around.dir)?.ok_or(SessionError::NotASession)?;
+        let on_disk = Manifest::read(&*around.dir)?.ok_or(SessionError::NotASession)?;
+        let mut manifest = on_disk.clone();
         manifest.store.clone_from(&around.store_path);
         let base = around.store.open_header(manifest.base)?;
         let record = around.record(manifest.id, vec![manifest.base]);
-        around.store.put_session(&record)?;
+        // What says so already is not written again: a full disk is no reason not to open.
+        if around.store.session(record.id).as_ref() != Some(&record) {
+            around.store.put_session(&record)?;
+        }
         let geometry = session_geometry(&base, Some(manifest.size_bytes))?;
         if geometry.block_size.bytes() != manifest.block_size_bytes {
             return Err(SessionError::Damaged(
@@ -249,9 +253,11 @@ impl Session {
             caches.push(Arc::new(cache));
         }
         let queue = settle_seals(&mut manifest, &caches);
-        manifest
-            .write(&*around.dir)
-            .map_err(|e| SessionError::io("writing session.json", e))?;
+        if manifest != on_disk {
+            manifest
+                .write(&*around.dir)
+                .map_err(|e| SessionError::io("writing session.json", e))?;
+        }
         let top = caches.pop().expect("a manifest lists at least one");
         caches.reverse();
         let image = image_of(&around.store, &base);

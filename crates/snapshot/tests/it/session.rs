@@ -380,3 +380,25 @@ fn workers_seal_and_tidy_behind_the_writes() {
     let again = Store::open(&*dir, BootHost::new(1), caches).unwrap();
     assert_eq!(again.list().unwrap().len(), 21);
 }
+
+#[test]
+fn a_full_disk_is_no_reason_not_to_open() {
+    let disk = MemoryFs::new();
+    let faults = Faults::new();
+    let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
+    let world = World::create(&*root, 1);
+    write(&world, 0, &bytes_of(5, BLOCK));
+    let image = world.read();
+    drop(world);
+    for call in [Call::Create, Call::Write, Call::Allocate] {
+        faults.add(Rule::every(call, ENOSPC));
+    }
+    let world = World::open(&*root, 1).unwrap();
+    assert!(world.read() == image);
+    let device = world.session.device();
+    device.trim(ByteRange::new(0, 4096)).unwrap_err();
+    faults.clear();
+    device.trim(ByteRange::new(0, 4096)).unwrap();
+    write(&world, 0, &bytes_of(6, BLOCK));
+    snapshot(&world, "later");
+}
