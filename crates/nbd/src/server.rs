@@ -252,9 +252,8 @@ impl Shared {
             match accepted {
                 Ok(socket) => {
                     let (ended, _) = channel();
-                    if self.serve(socket, ended).is_err() {
-                        add(&self.backend.counters.connections_refused, 1);
-                    }
+                    // One that is refused is counted, and closed.
+                    let _ = self.serve(socket, ended);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock
@@ -276,14 +275,21 @@ impl Shared {
     /// Starts the thread of one client; `ended` is dropped at its end.
     fn serve(self: &Arc<Self>, socket: OwnedFd, ended: Sender<()>) -> io::Result<()> {
         let socket = Arc::new(socket);
-        self.start(Some(Arc::clone(&socket)), move |shared| {
+        // Counted before it is closed: whoever sees the one has seen the other.
+        let held = Arc::clone(&socket);
+        let started = self.start(Some(Arc::clone(&socket)), move |shared| {
             let _ended = ended;
             let counters = &shared.backend.counters;
             add(&counters.connections, 1);
             add(&counters.connections_total, 1);
             shared.serve_client(socket);
             counters.connections.fetch_sub(1, Ordering::Relaxed);
-        })
+        });
+        if started.is_err() {
+            add(&self.backend.counters.connections_refused, 1);
+        }
+        drop(held);
+        started
     }
 
     /// Handshake and transmission; whatever goes wrong is said once.
