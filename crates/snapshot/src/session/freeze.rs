@@ -84,12 +84,15 @@ impl Session {
         });
         if let Err(error) = self.replace_manifest(&old, manifest) {
             drop(top);
-            // What stays behind for want of a working disk is removed when the session is opened.
-            drop(Cache::remove(
-                &*self.dir,
-                &top_name,
-                self.geometry.block_size,
-            ));
+            // Poisoned: the manifest on disk may list it. What stays behind, for that or for want of
+            // a working disk, is removed when the session is opened, if nothing lists it.
+            if self.health.reason().is_none() {
+                drop(Cache::remove(
+                    &*self.dir,
+                    &top_name,
+                    self.geometry.block_size,
+                ));
+            }
             return Err(error);
         }
         let freeze = self.overlay.freeze(Arc::new(top));

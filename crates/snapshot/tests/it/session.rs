@@ -216,39 +216,49 @@ fn a_name_that_is_taken_meanwhile_fails_the_seal() {
 
 #[test]
 fn a_freeze_that_fails_leaves_the_session_as_it_was() {
-    let calls = [
-        Call::Create,
-        Call::SetLen,
-        Call::Allocate,
-        Call::Write,
-        Call::Sync,
-    ];
-    for call in calls.into_iter().chain([Call::SyncDir, Call::Rename]) {
-        for after in 0..6 {
-            let disk = MemoryFs::new();
-            let faults = Faults::new();
-            let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
-            let world = World::create(&*root, 1);
-            write(&world, 0, &bytes_of(5, BLOCK));
-            let before = world.session.manifest();
-            faults.add(Rule::once(call, EIO).after(after));
-            let frozen = world
-                .session
-                .freeze(&name("x"), &SnapshotOptions::default());
-            faults.clear();
-            let what = format!("{call:?} after {after}");
-            if frozen.is_err() {
-                assert_eq!(world.session.manifest(), before, "{what}");
-                assert_eq!(world.session.status().unwrap().frozen, 0, "{what}");
-                write(&world, 1, &bytes_of(6, BLOCK));
-                snapshot(&world, "x");
-            }
-            let image = world.read();
-            drop(world);
-            let world = World::open(&*root, 1).unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert!(world.read() == image, "{what}");
+    use Call::{Allocate, Create, Rename, SetLen, Sync, SyncDir, Write};
+    for call in [Create, SetLen, Allocate, Write, Sync, SyncDir, Rename] {
+        for after in 0..8 {
+            freeze_under(&[Rule::once(call, EIO).after(after)]);
+            freeze_under(&[Rule::every(call, EIO).after(after)]);
+            // The manifest gets in place, and cannot be taken back.
+            let kept = [SyncDir, Rename].map(|c| Rule::every(c, EIO).after(after));
+            freeze_under(&[Rule::every(call, ENOSPC).after(after), kept[0].clone()]);
+            freeze_under(&[Rule::every(call, ENOSPC).after(after + 1), kept[1].clone()]);
         }
     }
+}
+
+/// A freeze on a disk that fails so; then, and after a restart, every byte is there.
+fn freeze_under(rules: &[Rule]) {
+    let what = format!("{rules:?}");
+    let disk = MemoryFs::new();
+    let faults = Faults::new();
+    let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
+    let world = World::create(&*root, 1);
+    write(&world, 0, &bytes_of(5, BLOCK));
+    let before = world.session.manifest();
+    rules.iter().for_each(|rule| faults.add(rule.clone()));
+    let frozen = world
+        .session
+        .freeze(&name("x"), &SnapshotOptions::default());
+    faults.clear();
+    let poisoned = world.session.status().unwrap().poisoned.is_some();
+    if frozen.is_err() {
+        assert_eq!(world.session.manifest(), before, "{what}");
+        assert_eq!(world.session.status().unwrap().frozen, 0, "{what}");
+        if !poisoned {
+            write(&world, 1, &bytes_of(6, BLOCK));
+            snapshot(&world, "x");
+        }
+    }
+    let image = world.read();
+    drop(world);
+    let world = World::open(&*root, 1).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(world.read() == image, "{what}");
+    while world.session.seal_next() {}
+    write(&world, 2, &bytes_of(7, BLOCK));
+    snapshot(&world, "y");
 }
 
 #[test]
