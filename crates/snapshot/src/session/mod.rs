@@ -163,6 +163,22 @@ impl Session {
         remove_unlisted(&*around.dir, &[], geometry.block_size)?;
         let record = around.record(around.host.new_uuid(), vec![base.id()]);
         around.store.put_session(&record)?;
+        let (store, id) = (Arc::clone(&around.store), record.id);
+        Self::begin(around, name, base, geometry, lock, record).inspect_err(|_| {
+            // Nothing to keep anything for. Where this fails too, the user is shown it as missing.
+            drop(store.forget_session(id));
+        })
+    }
+
+    /// The files of a new session, in their order.
+    fn begin(
+        around: Surroundings,
+        name: &SnapshotName,
+        base: Arc<Header>,
+        geometry: Geometry,
+        lock: Box<dyn Lock>,
+        record: SessionRecord,
+    ) -> Result<Self, SessionError> {
         let manifest = Manifest {
             version: Manifest::VERSION,
             id: record.id,

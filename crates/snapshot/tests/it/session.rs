@@ -412,3 +412,34 @@ fn a_full_disk_is_no_reason_not_to_open() {
     write(&world, 0, &bytes_of(6, BLOCK));
     snapshot(&world, "later");
 }
+
+#[test]
+fn a_session_that_cannot_begin_is_not_remembered() {
+    for call in [Call::Create, Call::Allocate, Call::Sync, Call::Rename] {
+        for after in 0..8 {
+            let disk = MemoryFs::new();
+            let faults = Faults::new();
+            let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
+            let world = World::create(&*root, 1);
+            root.create_dir("other").unwrap();
+            let around = Surroundings {
+                dir: root.open_dir("other").unwrap(),
+                path: "other".into(),
+                temporary: false,
+                store: Arc::clone(&world.store),
+                store_path: "store".into(),
+                host: BootHost::new(1),
+                say: Box::new(|_| {}),
+            };
+            faults.add(Rule::once(call, ENOSPC).after(after));
+            let begun = Session::create(around, &name("base"), None);
+            faults.clear();
+            let remembered = world.store.sessions().unwrap().len();
+            assert_eq!(
+                remembered,
+                1 + usize::from(begun.is_ok()),
+                "{call:?} {after}"
+            );
+        }
+    }
+}
