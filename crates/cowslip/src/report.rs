@@ -129,7 +129,8 @@ pub(crate) fn time(unix_ms: u64) -> String {
 
 pub(crate) fn duration(d: Duration) -> String {
     match d.as_micros() {
-        us @ 0..10_000 => format!("{us} us"),
+        0..10 => format!("{:.1} us", d.as_secs_f64() * 1e6),
+        us @ 10..10_000 => format!("{us} us"),
         us @ 10_000..10_000_000 => format!("{} ms", us / 1000),
         us => format!("{} s", us / 1_000_000),
     }
