@@ -115,17 +115,16 @@ fn figure(bench: &Value, estimates: &Value) -> Option<Figure> {
     let name = bench["full_id"].as_str()?.to_owned();
     let median = estimates["median"]["point_estimate"].as_f64()?;
     let deviation = estimates["median_abs_dev"]["point_estimate"].as_f64()?;
-    let rate = bench["throughput"]["Bytes"]
-        .as_f64()
-        .filter(|bytes| *bytes >= 1e6);
-    let rate = rate.map_or(String::new(), |bytes| {
-        format!("{:.0} MB/s", bytes / median * 1e3)
-    });
+    let amount = |kind: &str| bench["throughput"][kind].as_f64();
+    let rate = match (amount("Bytes"), amount("Elements")) {
+        // Of less than a microsecond it would say nothing.
+        (Some(bytes), _) if median >= 1e3 => format!("{:.0} MB/s", bytes / median * 1e3),
+        (_, Some(elements)) => format!("{} each", time(median / elements)),
+        _ => String::new(),
+    };
     let spread = format!("{:.0} %", deviation / median * 100.0);
-    Some((
-        name.clone(),
-        format!("| {name} | {} | {spread} | {rate} |", time(median)),
-    ))
+    let line = format!("| {name} | {} | {spread} | {rate} |", time(median));
+    Some((name, line))
 }
 
 /// Three digits and a unit.
@@ -192,6 +191,9 @@ mod tests {
         });
         let (_, line) = figure(&bench, &estimates).unwrap();
         assert_eq!(line, "| seal/random | 200 ms | 5 % | 320 MB/s |");
+        let bench = serde_json::json!({"full_id": "set", "throughput": {"Elements": 8000}});
+        let (_, line) = figure(&bench, &estimates).unwrap();
+        assert_eq!(line, "| set | 200 ms | 5 % | 25.0 us each |");
         assert!(figure(&Value::Null, &estimates).is_none());
     }
 
