@@ -9,9 +9,8 @@ use std::ops::ControlFlow;
 
 use cowslip_block::{BlockIndex, BlockRange};
 
-use crate::codec::Hash;
 use crate::error::{ObjectError, StoreError};
-use crate::header::{Header, MapRun, Node, Slot, Target};
+use crate::header::{Header, MapRun, Node, NodePtr, Slot, Target};
 use crate::ids::LayerId;
 use crate::layer::blocks_per_frame;
 use crate::limits::span;
@@ -111,7 +110,8 @@ pub fn verify(
 struct Walk<'a> {
     header: &'a Header,
     report: Report,
-    seen: HashSet<Hash>,
+    /// By pointer and level, not by hash: of two copies of a node each is read.
+    seen: HashSet<(NodePtr, u8)>,
     /// Frames in use, as ranges in no order.
     used: BTreeMap<LayerId, Vec<(u64, u64)>>,
 }
@@ -127,7 +127,7 @@ impl Walk<'_> {
             }
             Slot::Node(ptr) => ptr,
         };
-        if !self.seen.insert(ptr.hash) {
+        if !self.seen.insert((ptr, level)) {
             return Ok(());
         }
         self.report.nodes += 1;

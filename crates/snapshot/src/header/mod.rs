@@ -40,7 +40,7 @@ pub(crate) use map::Merged;
 pub use map::{MapRun, Target};
 pub(crate) use meta::height_of;
 pub use meta::{DiffFigures, HeaderMeta};
-pub(crate) use node::{Node, Slot};
+pub(crate) use node::{Node, NodePtr, Slot};
 pub(crate) use nodes::{Nodes, object_name};
 
 use crate::codec::Hash;

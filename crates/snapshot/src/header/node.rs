@@ -21,7 +21,7 @@ use crate::limits::{
 };
 
 /// Where a node lies, and the hash that its bytes must have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NodePtr {
     pub(crate) header: HeaderId,
     pub(crate) offset: u64,

@@ -93,12 +93,16 @@ impl Lease {
         Uuid::parse_str(name.split_once('.')?.0).ok()
     }
 
-    /// What the lease `name` lists.
+    /// What the lease `name` lists. Nothing where it has ended meanwhile: what it protected has a
+    /// name or a session by then, and those are read later.
     pub(crate) fn read(leases: &dyn Dir, name: &str) -> Result<Vec<Protected>, StoreError> {
-        let bytes = leases
+        let read = leases
             .open(name, Access::Read)
-            .and_then(|file| read_all(&*file, LEASE_BYTES_MAX))
-            .map_err(|e| StoreError::io(format!("reading leases/{name}"), e))?;
+            .and_then(|file| read_all(&*file, LEASE_BYTES_MAX));
+        let bytes = match read {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|e| StoreError::io(format!("reading leases/{name}"), e))?,
+        };
         let text = String::from_utf8_lossy(&bytes);
         let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
         Ok(whole.lines().filter_map(parse).collect())
