@@ -5,7 +5,8 @@
 //! read:  snapshot name -> header -> runs of (layer, block) -> frames
 //! ```
 //!
-//! Read in this order: [`limits`], [`layer`], [`header`], [`store`], [`image`]. The bytes are
+//! Read in this order: [`limits`], [`layer`], [`header`], [`store`], [`image`], then [`session`] and
+//! [`seal`], and [`roots`] and [`gc`] for what keeps an object. The bytes are
 //! described in `docs/format.md`.
 
 pub mod diff;
