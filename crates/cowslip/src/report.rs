@@ -1,14 +1,16 @@
 //! What the user sees: results on standard output, as text or JSON; remarks, progress and errors on
 //! standard error. Nothing else in the program prints.
 
+use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{CellAlignment, Table, presets};
+use cowslip_snapshot::error::StoreError;
 use cowslip_snapshot::header::Header;
 use cowslip_snapshot::ids::{HeaderId, LayerId, SnapshotName};
-use cowslip_snapshot::store::{Listed, Store};
+use cowslip_snapshot::store::{Listed, StandsFor, Store};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -155,8 +157,11 @@ pub(crate) fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> S
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Info {
     pub(crate) name: SnapshotName,
+    /// Stays, however the snapshot is stored.
     pub(crate) id: HeaderId,
-    /// The header that this one was made over.
+    /// The header object that holds its map now.
+    pub(crate) header: HeaderId,
+    /// The snapshot that this one was made over.
     pub(crate) parent: Option<HeaderId>,
     /// A name that the parent has now.
     pub(crate) parent_name: Option<SnapshotName>,
@@ -177,23 +182,16 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    pub(crate) fn new(
-        store: &Store,
-        name: &SnapshotName,
-        header: &Header,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn new(store: &Store, name: &SnapshotName, header: &Header, names: &Names) -> Self {
         let meta = header.meta();
         let stored = store.stored_bytes(header);
-        let parent_name = meta
-            .parent
-            .map(|id| name_of(store, id))
-            .transpose()?
-            .flatten();
-        Ok(Self {
+        let parent_names = meta.parent.map_or(&[][..], |id| names.of(id));
+        Self {
             name: name.clone(),
-            id: meta.id,
+            id: meta.origin,
+            header: meta.id,
             parent: meta.parent,
-            parent_name,
+            parent_name: parent_names.first().cloned(),
             generation: meta.generation,
             created_unix_ms: meta.created_unix_ms,
             made_by: meta.made_by.clone(),
@@ -205,7 +203,7 @@ impl Info {
             payload_bytes: stored.payload,
             header_bytes: stored.header,
             stored_bytes: stored.total(),
-        })
+        }
     }
 
     fn dirty_bytes(&self) -> u64 {
@@ -227,10 +225,31 @@ impl Info {
     }
 }
 
-fn name_of(store: &Store, id: HeaderId) -> Result<Option<SnapshotName>, Failure> {
-    let names = store.list()?;
-    let is_it = |l: &Listed| matches!(l.header, Ok(h) if h == id);
-    Ok(names.into_iter().find(is_it).map(|l| l.name))
+/// Which names each snapshot has. A damaged record has none; `ls` tells of it.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashMap<HeaderId, (HeaderId, Vec<SnapshotName>)>);
+
+impl Names {
+    pub(crate) fn read(store: &Store) -> Result<Self, StoreError> {
+        let mut names = Self::default();
+        for Listed { name, stands_for } in store.list()? {
+            if let Ok(StandsFor { origin, header }) = stands_for {
+                let (_, all) = names.0.entry(origin).or_insert((header, Vec::new()));
+                all.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The names of a snapshot, in order.
+    pub(crate) fn of(&self, id: HeaderId) -> &[SnapshotName] {
+        self.0.get(&id).map_or(&[], |(_, names)| names)
+    }
+
+    /// Where a snapshot that has a name is stored.
+    pub(crate) fn header(&self, id: HeaderId) -> Option<HeaderId> {
+        self.0.get(&id).map(|(header, _)| *header)
+    }
 }
 
 /// A snapshot that was just taken.
@@ -253,7 +272,7 @@ impl Taken {
         all: Duration,
     ) -> Result<Self, Failure> {
         Ok(Self {
-            info: Info::new(store, name, header)?,
+            info: Info::new(store, name, header, &Names::read(store)?),
             held_us: held.as_secs_f64() * 1e6,
             seconds: all.as_secs_f64(),
         })

@@ -18,12 +18,12 @@ pub enum ObjectError {
     },
     /// It is of a version that this program does not know.
     #[error(
-        "it is written in version {found} of the format, and this cowslip reads version {known}: use the release that wrote it, or a later one"
+        "it is written in version {found} of the format, and this cowslip reads up to version {known}: use the release that wrote it, or a later one"
     )]
     Version {
         /// The object's version.
         found: u32,
-        /// Ours.
+        /// The newest that we know.
         known: u32,
     },
     /// The file layer failed.
@@ -101,14 +101,14 @@ pub enum StoreError {
     },
     /// A stored object is of a version that this program does not know.
     #[error(
-        "{object} is written in version {found} of the format, and this cowslip reads version {known}: use the release that wrote it, or a later one"
+        "{object} is written in version {found} of the format, and this cowslip reads up to version {known}: use the release that wrote it, or a later one"
     )]
     Version {
         /// Which object.
         object: String,
         /// Its version.
         found: u32,
-        /// Ours.
+        /// The newest that we know.
         known: u32,
     },
     /// More than the format allows.

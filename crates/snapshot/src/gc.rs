@@ -155,7 +155,7 @@ fn read_roots(
         }
     }
     for listed in store.list()? {
-        roots.headers.insert(listed.header?);
+        roots.headers.insert(listed.stands_for?.header);
     }
     for record in SessionRecord::list(&**dirs.sessions)? {
         if record.temporary && is_dead(&record) {

@@ -39,4 +39,4 @@ pub use header::{DiffFigures, Header, HeaderMeta, HeaderSpec, MapRun, Target};
 pub use ids::{HeaderId, LayerId, SnapshotName};
 pub use image::Image;
 pub use layer::{Layer, LayerSummary, LayerWriter};
-pub use store::{Caches, Listed, Store, StoredBytes};
+pub use store::{Caches, Listed, StandsFor, Store, StoredBytes};

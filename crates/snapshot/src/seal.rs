@@ -137,7 +137,8 @@ pub fn committed(
     request: &SealRequest,
 ) -> Result<Option<Arc<Header>>, StoreError> {
     match store.resolve(&request.name) {
-        Ok(header) => Ok(Some(header).filter(|h| h.id() == request.header)),
+        // A compaction may have stored it otherwise meanwhile: it has the same origin.
+        Ok(header) => Ok(Some(header).filter(|h| h.meta().origin == request.header)),
         Err(StoreError::NotFound { .. }) => Ok(None),
         // Something else that is damaged has the name: it is not ours.
         Err(_) if request.replace => Ok(None),

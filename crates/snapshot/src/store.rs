@@ -92,7 +92,16 @@ pub struct Listed {
     /// Its name.
     pub name: SnapshotName,
     /// What it stands for, or why that cannot be said.
-    pub header: Result<HeaderId, StoreError>,
+    pub stands_for: Result<StandsFor, StoreError>,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandsFor {
+    /// The snapshot: the id of the header that it was first committed with.
+    pub origin: HeaderId,
+    /// The header that holds its map now.
+    pub header: HeaderId,
 }
 
 #[derive(Clone)]
@@ -355,9 +364,10 @@ impl Store {
             header: header.id(),
             object_bytes: header.object_bytes(),
             tail_hash: header.tail_hash(),
+            origin: header.meta().origin,
         };
         let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(&record.encode())?;
+        pending.append(&record.encode(name))?;
         if replace {
             let _roots = RootLock::take(&self.leases)?;
             pending.commit_over(self.snapshots.as_ref(), name.as_str())
@@ -376,7 +386,10 @@ impl Store {
 
     fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
         let header = self.open_header(record.header)?;
-        if header.object_bytes() != record.object_bytes || header.tail_hash() != record.tail_hash {
+        let is_it = header.object_bytes() == record.object_bytes
+            && header.tail_hash() == record.tail_hash
+            && header.meta().origin == record.origin;
+        if !is_it {
             let why = "the header is not the one that was committed under this name";
             return Err(ObjectError::damaged("the metadata", why).of(object_name(record.header)));
         }
@@ -408,11 +421,14 @@ impl Store {
         Ok(names
             .into_iter()
             .map(|name| {
-                let header = self.record(&name).map(|record| record.header);
-                Listed { name, header }
+                let stands_for = self.record(&name).map(|record| StandsFor {
+                    origin: record.origin,
+                    header: record.header,
+                });
+                Listed { name, stands_for }
             })
             // Removed since the directory was read.
-            .filter(|listed| !matches!(listed.header, Err(StoreError::NotFound { .. })))
+            .filter(|listed| !matches!(listed.stands_for, Err(StoreError::NotFound { .. })))
             .collect())
     }
 
@@ -444,7 +460,7 @@ impl Store {
     fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {
         let file = self.snapshots.open(name.as_str(), Access::Read);
         let file = file.map_err(|e| absent_or_io(name, "opening", e))?;
-        Record::read(file.as_ref()).map_err(|e| e.of(format!("snapshots/{name}")))
+        Record::read(file.as_ref(), name).map_err(|e| e.of(format!("snapshots/{name}")))
     }
 
     /// The sessions that need something of this store, as far as they are known to it.

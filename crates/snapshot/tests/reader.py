@@ -174,11 +174,13 @@ def walk(store, slot, level, base):
 def main(store, name, out):
     marker, record = read(store, "store"), read(store, "snapshots", name)
     assert struct.unpack("<8sII", marker) == (b"cowslipS", 1, crc32c(marker[:12]))
-    magic, version, ident, length, digest, crc = struct.unpack("<8sI16sQ16sI", record)
-    assert magic == b"cowslipN" and version == 1 and crc == crc32c(record[:52])
+    magic, version, ident, length, digest = struct.unpack_from("<8sI16sQ16s", record)
+    size, named = {1: (56, b""), 2: (72, name.encode())}[version]
+    assert magic == b"cowslipN" and len(record) == size
+    assert record[-4:] == crc32c(record[:-4] + named).to_bytes(4, "little")
     header = read(store, "headers", str(uuid.UUID(bytes=ident)))
     nodes, meta_len, meta_crc, version, crc, magic = struct.unpack("<QIIII8s", header[-32:])
-    assert magic == b"cowslipH" and version == 1 and crc == crc32c(header[-32:-12])
+    assert magic == b"cowslipH" and version in (1, 2) and crc == crc32c(header[-32:-12])
     assert len(header) == length == nodes + meta_len + 32
     check_hash(header[nodes:], digest)
     meta = header[nodes:-32]

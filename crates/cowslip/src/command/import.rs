@@ -15,7 +15,7 @@ use cowslip_snapshot::import::{ImportOptions, import};
 use super::Context;
 use crate::args::Import;
 use crate::failure::{Failure, Kind};
-use crate::report::{Info, Unit, advance, bytes};
+use crate::report::{Info, Names, Unit, advance, bytes};
 
 pub(super) fn run(context: &Context, args: &Import) -> Result<(), Failure> {
     let kind = fs::metadata(&args.image).map_err(|e| Failure::file(&args.image, &e))?;
@@ -58,7 +58,8 @@ pub(super) fn run(context: &Context, args: &Import) -> Result<(), Failure> {
     bar.finish_and_clear();
     let header = header.map_err(|e| Failure::from(e).about(args.image.display()))?;
     store.commit(&lease, &args.name, &header, args.replace)?;
-    let info = Info::new(&store, &args.name, &header)?;
+    // A template has no parent to be named.
+    let info = Info::new(&store, &args.name, &header, &Names::default());
     context.report.result(&info, || {
         let size = bytes(info.size_bytes);
         format!("imported {} ({size}): {}", info.name, info.diff())

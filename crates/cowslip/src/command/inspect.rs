@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::args::Name;
 use crate::failure::Failure;
-use crate::report::{self, Info, LayerUse, bytes};
+use crate::report::{self, Info, LayerUse, Names, bytes};
 
 #[derive(Serialize)]
 struct Inspected {
@@ -18,7 +18,7 @@ struct Inspected {
 pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let store = context.store()?;
     let (header, _lease) = store.resolve_leased(&args.name)?;
-    let info = Info::new(&store, &args.name, &header)?;
+    let info = Info::new(&store, &args.name, &header, &Names::read(&store)?);
     let uses = header.layers()?.into_iter();
     let mut layers: Vec<_> = uses.map(|(id, blocks)| LayerUse { id, blocks }).collect();
     layers.sort_by_key(|layer| std::cmp::Reverse(layer.blocks));

@@ -4,10 +4,8 @@
 //! header that no name needed any more may be gone from the store: the list ends there and says so.
 //! A damaged one ends it as well, and is a failure.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use cowslip_snapshot::error::StoreError;
 use cowslip_snapshot::header::Header;
 use cowslip_snapshot::ids::{HeaderId, SnapshotName};
 use cowslip_snapshot::store::Store;
@@ -16,7 +14,7 @@ use serde::Serialize;
 use super::Context;
 use crate::args::Name;
 use crate::failure::{Failure, Kind};
-use crate::report::{self, bytes, table};
+use crate::report::{self, Names, bytes, table};
 
 /// Its field names are a contract, those of an entry the same as in `inspect`.
 #[derive(Serialize)]
@@ -49,7 +47,7 @@ struct Entry {
 pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let store = context.store()?;
     let newest = store.resolve(&args.name)?;
-    let mut names = names(&store)?;
+    let names = Names::read(&store)?;
     let mut log = Log {
         name: args.name.as_str(),
         chain: Vec::new(),
@@ -58,8 +56,8 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let mut broken = None;
     let mut next = Some(newest);
     while let Some(header) = next {
-        let found = parent(&store, &header);
-        log.chain.push(Entry::new(&store, &header, &mut names));
+        let found = parent(&store, &header, &names);
+        log.chain.push(Entry::new(&store, &header, &names));
         next = found.unwrap_or_else(|failure| {
             broken = Some(failure);
             None
@@ -72,46 +70,34 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     broken.map_or(Ok(()), Err)
 }
 
-/// What a header was made over; nothing for a template, or where it is gone.
-fn parent(store: &Store, header: &Header) -> Result<Option<Arc<Header>>, Failure> {
+/// What a snapshot was made over; nothing for a template, or where it is gone.
+fn parent(store: &Store, header: &Header, names: &Names) -> Result<Option<Arc<Header>>, Failure> {
     let Some(id) = header.meta().parent else {
         return Ok(None);
     };
-    let parent = store.find_header(id)?;
+    // Without a name it lies where it was first stored, or nowhere.
+    let parent = store.find_header(names.header(id).unwrap_or(id))?;
     // Generations fall, so that a chain has an end.
     if let Some(parent) = &parent
         && parent.meta().generation >= header.meta().generation
     {
         let (one, other) = (header.meta().generation, parent.meta().generation);
-        let why =
-            format!("headers/{id} is of generation {other}, and what was made over it of {one}");
+        let why = format!(
+            "headers/{} is of generation {other}, and what was made over it of {one}",
+            parent.id()
+        );
         return Err(Failure::new(Kind::Corrupt, why));
     }
     Ok(parent)
 }
 
-/// The names that each header has. A damaged record has none; `ls` tells of it.
-fn names(store: &Store) -> Result<HashMap<HeaderId, Vec<SnapshotName>>, StoreError> {
-    let mut names: HashMap<_, Vec<_>> = HashMap::new();
-    for listed in store.list()? {
-        if let Ok(id) = listed.header {
-            names.entry(id).or_default().push(listed.name);
-        }
-    }
-    Ok(names)
-}
-
 impl Entry {
-    fn new(
-        store: &Store,
-        header: &Header,
-        names: &mut HashMap<HeaderId, Vec<SnapshotName>>,
-    ) -> Self {
+    fn new(store: &Store, header: &Header, names: &Names) -> Self {
         let meta = header.meta();
         let stored = store.stored_bytes(header);
         Self {
-            id: meta.id,
-            names: names.remove(&meta.id).unwrap_or_default(),
+            id: meta.origin,
+            names: names.of(meta.origin).to_vec(),
             parent: meta.parent,
             generation: meta.generation,
             created_unix_ms: meta.created_unix_ms,

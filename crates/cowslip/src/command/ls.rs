@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::failure::{Failure, Kind};
-use crate::report::{self, Info, bytes, table};
+use crate::report::{self, Info, Names, bytes, table};
 
 /// A row: a snapshot, or a name that cannot be read.
 #[derive(Serialize)]
@@ -22,15 +22,13 @@ pub(super) fn run(context: &Context) -> Result<(), Failure> {
         Err(failure) if failure.kind == Kind::NotFound => Vec::new(),
         Err(failure) => return Err(failure),
         Ok(store) => {
-            let row = |Listed { name, .. }| {
-                let info = store.resolve(&name).map_err(Failure::from);
-                match info.and_then(|header| Info::new(&store, &name, &header)) {
-                    Ok(info) => Row::Whole(Box::new(info)),
-                    Err(failure) => Row::Damaged {
-                        name,
-                        error: failure.message,
-                    },
-                }
+            let names = Names::read(&store)?;
+            let row = |Listed { name, .. }| match store.resolve(&name) {
+                Ok(header) => Row::Whole(Box::new(Info::new(&store, &name, &header, &names))),
+                Err(error) => Row::Damaged {
+                    name,
+                    error: error.to_string(),
+                },
             };
             store.list()?.into_iter().map(row).collect()
         }

@@ -67,7 +67,8 @@ pub(crate) fn encode(
     }
     let meta = HeaderMeta {
         id,
-        parent: spec.parent.map(Header::id),
+        origin: id,
+        parent: spec.parent.map(|p| p.meta().origin),
         generation,
         created_unix_ms,
         block_size: spec.block_size,

@@ -19,11 +19,12 @@ use crate::limits::{
 };
 
 const MAGIC: [u8; 8] = *b"cowslipH";
-const VERSION: u32 = 1;
+/// Version 1 does not say the origin: it is the header itself.
+const VERSION: u32 = 2;
 const FOOTER_BYTES: usize = 32;
 /// Where the footer's end begins that every version has: version, checksum, magic.
 const FOOTER_TAIL_AT: usize = FOOTER_BYTES - 16;
-const FIXED_BYTES: usize = 3 * 16 + 2 * 8 + 8 + 4 + 4 * 8 + ROOT_BYTES + 1;
+const FIXED_BYTES: usize = 4 * 16 + 2 * 8 + 8 + 4 + 4 * 8 + ROOT_BYTES + 1;
 const ROOT_BYTES: usize = 1 + 16 + 8 + 4 + Hash::LEN;
 /// Metadata and footer at most.
 pub(crate) const TAIL_BYTES_MAX: usize = FIXED_BYTES + MADE_BY_BYTES_MAX + FOOTER_BYTES;
@@ -44,7 +45,9 @@ pub struct DiffFigures {
 pub struct HeaderMeta {
     /// Which header.
     pub id: HeaderId,
-    /// The header that it was made from; a template has none.
+    /// The snapshot, whatever header it is stored in: the header that it was first committed with.
+    pub origin: HeaderId,
+    /// The snapshot that it was made from, by its origin; a template has none.
     pub parent: Option<HeaderId>,
     /// Snapshots since the template, which is 0.
     pub generation: u64,
@@ -112,6 +115,7 @@ impl Tail {
         let made_by = meta.made_by.as_bytes();
         out.push(u8::try_from(made_by.len()).expect("checked by the builder"));
         out.extend(made_by);
+        out.extend(meta.origin.0.as_bytes());
         let metadata = out.clone();
         let mut footer = Vec::with_capacity(FOOTER_BYTES);
         footer.extend(self.nodes_bytes.to_le_bytes());
@@ -132,8 +136,9 @@ impl Tail {
             return Err(ObjectError::damaged("its end", why));
         };
         let footer_at = object_bytes.saturating_sub(FOOTER_BYTES as u64);
-        let (nodes_bytes, len, crc) = decode_footer(footer, footer_at)?;
-        let place = Reader::new(footer, footer_at);
+        let footer = Footer::decode(footer, footer_at)?;
+        let (nodes_bytes, len) = (footer.nodes_bytes, footer.metadata_bytes);
+        let place = Reader::new(&[], footer_at);
         if nodes_bytes.checked_add(u64::from(len)) != Some(footer_at) {
             return Err(place.refuse("nodes and metadata are not as long as the footer says"));
         }
@@ -145,10 +150,10 @@ impl Tail {
         };
         let metadata = &before[start..];
         let mut reader = Reader::new(metadata, nodes_bytes);
-        if crc32c::crc32c(metadata) != crc {
+        if crc32c::crc32c(metadata) != footer.metadata_crc {
             return Err(reader.refuse("the metadata's checksum does not match"));
         }
-        let (meta, root) = decode_metadata(&mut reader)?;
+        let (meta, root) = decode_metadata(&mut reader, footer.version)?;
         reader.finish()?;
         let tail = Self {
             meta,
@@ -178,30 +183,47 @@ impl Tail {
     }
 }
 
-fn decode_footer(bytes: &[u8; FOOTER_BYTES], at: u64) -> Result<(u64, u32, u32), ObjectError> {
-    let mut tail = Reader::new(&bytes[FOOTER_TAIL_AT..], at + FOOTER_TAIL_AT as u64);
-    let (version, crc, magic) = (tail.u32()?, tail.u32()?, tail.take::<8>()?);
-    if magic != MAGIC {
-        return Err(tail.refuse("it does not end as a header does"));
-    }
-    if version != VERSION {
-        let (found, known) = (version, VERSION);
-        return Err(ObjectError::Version { found, known });
-    }
-    if crc != crc32c::crc32c(&bytes[..FOOTER_TAIL_AT + 4]) {
-        return Err(tail.refuse("the footer's checksum does not match"));
-    }
-    let mut fields = Reader::new(&bytes[..FOOTER_TAIL_AT], at);
-    Ok((fields.u64()?, fields.u32()?, fields.u32()?))
+struct Footer {
+    version: u32,
+    nodes_bytes: u64,
+    metadata_bytes: u32,
+    metadata_crc: u32,
 }
 
-fn decode_metadata(reader: &mut Reader<'_>) -> Result<(HeaderMeta, Slot), ObjectError> {
+impl Footer {
+    fn decode(bytes: &[u8; FOOTER_BYTES], at: u64) -> Result<Self, ObjectError> {
+        let mut tail = Reader::new(&bytes[FOOTER_TAIL_AT..], at + FOOTER_TAIL_AT as u64);
+        let (version, crc, magic) = (tail.u32()?, tail.u32()?, tail.take::<8>()?);
+        if magic != MAGIC {
+            return Err(tail.refuse("it does not end as a header does"));
+        }
+        if !(1..=VERSION).contains(&version) {
+            let (found, known) = (version, VERSION);
+            return Err(ObjectError::Version { found, known });
+        }
+        if crc != crc32c::crc32c(&bytes[..FOOTER_TAIL_AT + 4]) {
+            return Err(tail.refuse("the footer's checksum does not match"));
+        }
+        let mut fields = Reader::new(&bytes[..FOOTER_TAIL_AT], at);
+        Ok(Self {
+            version,
+            nodes_bytes: fields.u64()?,
+            metadata_bytes: fields.u32()?,
+            metadata_crc: fields.u32()?,
+        })
+    }
+}
+
+fn decode_metadata(
+    reader: &mut Reader<'_>,
+    version: u32,
+) -> Result<(HeaderMeta, Slot), ObjectError> {
     let id = HeaderId(reader.uuid()?);
     let parent = Some(HeaderId(reader.uuid()?)).filter(|p| !p.0.is_nil());
     let own_layer = Some(LayerId(reader.uuid()?)).filter(|l| !l.is_nil());
     let generation = reader.u64()?;
-    if id.0.is_nil() || parent == Some(id) {
-        return Err(reader.refuse("the header's id is nil, or its parent's"));
+    if id.0.is_nil() {
+        return Err(reader.refuse("the header's id is nil"));
     }
     if generation > GENERATION_MAX || parent.is_none() != (generation == 0) {
         return Err(reader.refuse(format!("generation {generation}, parent {parent:?}")));
@@ -226,8 +248,16 @@ fn decode_metadata(reader: &mut Reader<'_>) -> Result<(HeaderMeta, Slot), Object
     let Some(made_by) = made_by.filter(|text| made_by_ok(text)) else {
         return Err(reader.refuse("what made it is not said in a short plain text"));
     };
+    let origin = match version {
+        1 => id,
+        _ => HeaderId(reader.uuid()?),
+    };
+    if origin.0.is_nil() || parent == Some(origin) {
+        return Err(reader.refuse("the snapshot's id is nil, or its parent's"));
+    }
     let meta = HeaderMeta {
         id,
+        origin,
         parent,
         generation,
         created_unix_ms,

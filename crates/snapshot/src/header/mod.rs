@@ -315,6 +315,7 @@ pub(crate) mod crafted {
         let tail = Tail {
             meta: HeaderMeta {
                 id,
+                origin: id,
                 parent: None,
                 generation: 0,
                 created_unix_ms: 0,

@@ -83,15 +83,15 @@ impl SessionRecord {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| StoreError::io(format!("reading sessions/{name}"), e))?,
         };
-        let record = checked_json::decode::<Self>(&bytes).and_then(|record| {
-            match record.version == Self::VERSION {
-                true => Ok(record),
-                false => Err(format!(
-                    "has version {}; this release reads {}",
-                    record.version,
-                    Self::VERSION
-                )),
+        let record = checked_json::decode::<Self>(&bytes).and_then(|record| match &record {
+            Self { version, .. } if *version != Self::VERSION => Err(format!(
+                "has version {version}; this release reads {}",
+                Self::VERSION
+            )),
+            Self { id, .. } if id.to_string() != name => {
+                Err(format!("is the record of {id}, under a wrong name"))
             }
+            _ => Ok(record),
         });
         record.map(Some).map_err(|why| StoreError::Corrupt {
             object: format!("sessions/{name}"),

@@ -1,8 +1,8 @@
 //! The stored format does not change by accident, and `docs/format.md` is enough to read it.
 //!
-//! `tests/golden/v1` is a store that version 1 wrote. It must be readable for ever, and as long as
-//! version 1 is written it must come out byte for byte. (A new zstd may pack the same payload
-//! otherwise: then only [`GOLDEN`]'s frames may differ, and it is written again.)
+//! `tests/golden/vN` is a store that version N wrote. Each must be readable for ever, and the newest
+//! must come out byte for byte as long as that version is written. (A new zstd may pack the same
+//! payload otherwise: then only [`NEWEST`]'s frames may differ, and it is written again.)
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,11 @@ use cowslip_snapshot::{HeaderSpec, Image, Store, Target};
 
 use crate::rig::{CountingHost, Rig, SMALL, noise, run, spec, temp_dir};
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1");
+const GOLDEN: [&str; 2] = [
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1"),
+    NEWEST,
+];
+const NEWEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2");
 const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reader.py");
 
 /// A template of 700 blocks and a bit, and a snapshot of it that is larger. Both kinds of frames,
@@ -125,7 +129,7 @@ fn the_golden_store_comes_out_byte_for_byte() {
     let rig = Rig::new();
     write_golden(&rig.store);
     let got = files_below(rig.temp.path());
-    let want = files_below(Path::new(GOLDEN));
+    let want = files_below(Path::new(NEWEST));
     assert_eq!(
         got.keys().collect::<Vec<_>>(),
         want.keys().collect::<Vec<_>>()
@@ -141,28 +145,39 @@ fn the_golden_store_comes_out_byte_for_byte() {
 
 /// `cargo test -p cowslip-snapshot --test it -- --ignored write_the_golden_store`
 #[test]
-#[ignore = "writes tests/golden/v1: only for a new version of the format"]
+#[ignore = "writes tests/golden/v2: only for a new version of the format"]
 fn write_the_golden_store() {
     let rig = Rig::new();
     write_golden(&rig.store);
     for (name, bytes) in files_below(rig.temp.path()) {
-        let path = Path::new(GOLDEN).join(name);
+        let path = Path::new(NEWEST).join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
 }
 
-#[test]
-fn the_golden_store_is_read() {
-    let want = write_golden(&Rig::new().store);
-    // A copy: a checkout has no empty directories, and may be read-only.
+/// A copy: a checkout has no empty directories, and may be read-only.
+fn copy_of(golden: &str) -> tempfile::TempDir {
     let temp = temp_dir();
     std::fs::create_dir(temp.path().join("tmp")).unwrap();
-    for (name, bytes) in files_below(Path::new(GOLDEN)) {
+    for (name, bytes) in files_below(Path::new(golden)) {
         let path = temp.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
+    temp
+}
+
+#[test]
+fn the_golden_stores_are_read() {
+    for golden in GOLDEN {
+        golden_is_read(golden);
+    }
+}
+
+fn golden_is_read(golden: &str) {
+    let want = write_golden(&Rig::new().store);
+    let temp = copy_of(golden);
     let dir = RealDir::open(temp.path()).unwrap();
     let store = Arc::new(Store::open(&dir, CountingHost::from(1000), SMALL).unwrap());
     for (name, want) in ["template", "snapshot-1"].into_iter().zip(want) {
@@ -179,29 +194,37 @@ fn the_golden_store_is_read() {
 /// A second reader, in Python, written from `docs/format.md`.
 #[test]
 fn another_reader_agrees() {
-    let rig = Rig::new();
-    write_golden(&rig.store);
-    for name in ["template", "snapshot-1"] {
-        let theirs = rig.path("theirs.raw");
-        let python = Command::new("python3")
-            .arg(READER)
-            .args([rig.temp.path(), Path::new(name), &theirs])
-            .output();
-        let output = match python {
-            Ok(output) if output.status.code() == Some(77) => {
-                return eprintln!("skipped: no zstd for Python");
-            }
-            Err(error) => return eprintln!("skipped: no python3: {error}"),
-            Ok(output) => output,
-        };
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        let header = rig.store.resolve(&name.parse().unwrap()).unwrap();
-        let dir = RealDir::open(rig.temp.path()).unwrap();
-        let ours = dir.create(&format!("{name}.raw")).unwrap();
-        let image = Image::new(Arc::clone(&rig.store), header);
-        export(&image, ours.as_ref(), &mut |_, _| ()).unwrap();
-        let ours = std::fs::read(rig.path(&format!("{name}.raw"))).unwrap();
-        assert!(ours == std::fs::read(&theirs).unwrap(), "{name}");
+    for golden in GOLDEN {
+        let temp = copy_of(golden);
+        let dir = RealDir::open(temp.path()).unwrap();
+        let store = Arc::new(Store::open(&dir, CountingHost::from(1000), SMALL).unwrap());
+        for name in ["template", "snapshot-1"] {
+            let header = store.resolve(&name.parse().unwrap()).unwrap();
+            let ours = dir.create(&format!("{name}.raw")).unwrap();
+            let image = Image::new(Arc::clone(&store), header);
+            export(&image, ours.as_ref(), &mut |_, _| ()).unwrap();
+            let ours = std::fs::read(temp.path().join(format!("{name}.raw"))).unwrap();
+            let theirs = match read_by_python(temp.path(), name) {
+                Ok(theirs) => theirs,
+                Err(missing) => return eprintln!("skipped: {missing}"),
+            };
+            assert!(ours == theirs, "{golden}: {name}");
+        }
     }
+}
+
+/// What it read, or what is missing here.
+fn read_by_python(store: &Path, name: &str) -> Result<Vec<u8>, String> {
+    let out = store.join("theirs.raw");
+    let python = Command::new("python3")
+        .arg(READER)
+        .args([store, Path::new(name), &out])
+        .output();
+    let output = python.map_err(|error| format!("no python3: {error}"))?;
+    if output.status.code() == Some(77) {
+        return Err("no zstd for Python".to_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    Ok(std::fs::read(&out).unwrap())
 }

@@ -315,15 +315,15 @@ fn an_unknown_version_says_so() {
     let path = rig.path(&format!("headers/{}", header.id()));
     let mut bytes = std::fs::read(&path).unwrap();
     let at = bytes.len() - 16;
-    bytes[at] = 2;
+    bytes[at] = 3;
     std::fs::write(&path, bytes).unwrap();
     let error = rig.reopened().open_header(header.id()).unwrap_err();
     assert!(
         matches!(
             error,
             StoreError::Version {
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),

@@ -76,8 +76,11 @@ fn names_are_given_once_unless_replaced() {
     let list = store.list().unwrap();
     let names: Vec<_> = list.iter().map(|l| l.name.as_str()).collect();
     assert_eq!(names, ["m", "n", "torn"]);
-    assert_eq!(*list[0].header.as_ref().unwrap(), a.id());
-    assert!(matches!(list[2].header, Err(StoreError::Corrupt { .. })));
+    assert_eq!(list[0].stands_for.as_ref().unwrap().header, a.id());
+    assert!(matches!(
+        list[2].stands_for,
+        Err(StoreError::Corrupt { .. })
+    ));
     store.remove(&name("n")).unwrap();
     assert!(matches!(
         store.remove(&name("n")),
@@ -131,6 +134,22 @@ fn any_damage_to_a_record_is_noticed() {
         );
         assert!(known, "{what}: {error}");
     });
+}
+
+#[test]
+fn a_record_under_another_name_is_noticed() {
+    let rig = Rig::new();
+    let lease = rig.store.lease().unwrap();
+    for (text, blocks) in [("a", 10), ("b", 20)] {
+        let header = rig.put(None, blocks, &[]);
+        rig.store
+            .commit(&lease, &name(text), &header, false)
+            .unwrap();
+    }
+    std::fs::copy(rig.path("snapshots/a"), rig.path("snapshots/b")).unwrap();
+    rig.store.resolve(&name("a")).unwrap();
+    let error = rig.store.resolve(&name("b")).unwrap_err();
+    assert!(error.to_string().starts_with("snapshots/b"), "{error}");
 }
 
 #[test]
