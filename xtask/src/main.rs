@@ -4,10 +4,12 @@
 //! test         prerequisites -> cargo fmt, clippy, doc, test
 //! bench        criterion -> a summary       bench peers   fio -> a table
 //! fuzz         cargo-fuzz
+//! soak         servers, clients, commands and kills at random -> what was lost, what is left
 //! ```
 //!
 //! Each command is a file. They share how a program is run ([`run`]), which Debian packages there
-//! are ([`packages`]) and what a machine is called in a measurement ([`machine`]).
+//! are ([`packages`]), what a machine is called in a measurement ([`machine`]) and, the long runs, what
+//! they stand on ([`rig`]).
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -18,7 +20,9 @@ mod bench;
 mod fuzz;
 mod machine;
 mod packages;
+mod rig;
 mod run;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -29,7 +33,8 @@ const COMMANDS: &str = "\
 cargo xtask test [--no-install]         all that must pass: format, lints, docs, tests; installs what they need
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
-cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise";
+cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
+cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -50,6 +55,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
+        ["soak", rest @ ..] => soak::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),
     }
     Ok(())

@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 6] = [
         &["cowslip-block", "cowslip-snapshot", "cowslip-nbd"],
     ),
     ("cowslip-sim", &["cowslip-block"]),
-    ("xtask", &[]),
+    ("xtask", &["cowslip-block", "cowslip-nbd"]),
 ];
 
 fn root() -> PathBuf {
