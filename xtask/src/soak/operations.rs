@@ -150,6 +150,7 @@ impl World {
         }
     }
 
+    /// Nothing while all of them are being replaced.
     fn any_name(&mut self) -> Option<String> {
         let names = self.names.keys().cloned().collect();
         self.random.pick(names)
@@ -159,7 +160,9 @@ impl World {
         if self.sessions.len() >= SESSIONS_MAX {
             return Ok(false);
         }
-        let name = self.any_name().context("there is always one")?;
+        let Some(name) = self.any_name() else {
+            return Ok(false);
+        };
         self.fork(&name, false).map(|()| true)
     }
 
@@ -167,7 +170,9 @@ impl World {
         if self.names.len() <= NAMES_MIN {
             return Ok(false);
         }
-        let name = self.any_name().context("there is always one")?;
+        let Some(name) = self.any_name() else {
+            return Ok(false);
+        };
         self.remove_name(&name).map(|()| true)
     }
 
@@ -196,7 +201,9 @@ impl World {
 
     /// Starts a command that reads one name.
     fn start_reader(&mut self, what: impl FnOnce(String, &Self) -> What) -> Result<bool> {
-        let name = self.any_name().context("there is always one")?;
+        let Some(name) = self.any_name() else {
+            return Ok(false);
+        };
         let kill = self.random.once_in(8);
         let what = what(name.clone(), self);
         let mut command = self.rig.command(["--quiet"]);
@@ -233,7 +240,9 @@ impl World {
 
     /// Serves a name for a moment, read-only or with a session that goes with it.
     fn serve_name(&mut self, read_only: bool) -> Result<bool> {
-        let name = self.any_name().context("there is always one")?;
+        let Some(name) = self.any_name() else {
+            return Ok(false);
+        };
         let holds = self.names[&name].clone();
         let number = self.next_number();
         let socket = self.rig.path(&format!("n{number}.sock"));
@@ -306,7 +315,9 @@ impl World {
         {
             bail!("`cowslip ls` does not list {lost}: {listed:?}");
         }
-        let name = self.any_name().context("there is always one")?;
+        let Some(name) = self.any_name() else {
+            return Ok(false);
+        };
         self.rig.json(&format!("log {name}"))?;
         self.rig.json(&format!("inspect {name}"))?;
         let known = self.rig.json("sessions")?;
