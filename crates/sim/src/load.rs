@@ -127,7 +127,10 @@ pub fn compare(device: &dyn Device, versions: &[Version]) -> Result<u64, String>
         read.map_err(|e| format!("reading from block {first} on: {e}"))?;
         for (i, (found, version)) in found.chunks_exact(BLOCK).zip(versions).enumerate() {
             if found != content(*version, first + i) {
-                return Err(format!("block {} does not hold version {version}", first + i));
+                return Err(format!(
+                    "block {} does not hold version {version}",
+                    first + i
+                ));
             }
         }
     }

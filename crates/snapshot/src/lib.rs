@@ -20,6 +20,7 @@ pub mod image;
 pub mod import;
 pub mod layer;
 pub mod limits;
+pub mod reads;
 pub mod roots;
 pub mod seal;
 pub mod session;

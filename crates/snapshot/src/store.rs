@@ -35,6 +35,7 @@ use crate::host::Host;
 use crate::ids::{HeaderId, LayerId, SnapshotName};
 use crate::layer::{Layer, LayerWriter};
 use crate::pending::Pending;
+use crate::reads::{Reads, StoreReads};
 use crate::record::{self, Record};
 use crate::roots::lease::Protected;
 use crate::roots::{Lease, RootLock, SessionRecord};
@@ -132,6 +133,7 @@ pub struct Store {
     leases: Arc<dyn Dir>,
     sessions: Arc<dyn Dir>,
     nodes: Arc<Nodes>,
+    reads: Arc<Reads>,
     open_layers: Cache<LayerId, Arc<Layer>, LayerWeight>,
     frames: Cache<(LayerId, u64), Arc<[u8]>, FrameWeight>,
 }
@@ -162,10 +164,16 @@ impl Store {
                 .map_err(|e| ObjectError::from(e).of(format!("{name}/")))
         };
         let headers = open_dir(HEADERS)?;
+        let reads = Arc::<Reads>::default();
         Ok(Self {
             host,
             layers: open_dir(LAYERS)?,
-            nodes: Arc::new(Nodes::new(Arc::clone(&headers), caches.node_bytes)),
+            nodes: Arc::new(Nodes::new(
+                Arc::clone(&headers),
+                caches.node_bytes,
+                Arc::clone(&reads),
+            )),
+            reads,
             headers,
             snapshots: open_dir(SNAPSHOTS)?,
             tmp: open_kept(dir, TMP)?,
@@ -257,7 +265,10 @@ impl Store {
     /// # Errors
     /// `Corrupt` where it is damaged or not there, `Version`, `Io`.
     pub fn open_layer(&self, id: LayerId) -> Result<Arc<Layer>, StoreError> {
-        let open = || self.open_layer_stored(id).map(Arc::new);
+        let open = || {
+            self.reads.layers.one();
+            self.open_layer_stored(id).map(Arc::new)
+        };
         self.open_layers.get_or_insert_with(&id, open)
     }
 
@@ -282,6 +293,7 @@ impl Store {
                 let why = "its blocks are not of the image's size";
                 return Err(ObjectError::damaged("the footer", why).of(layer_name(id)));
             }
+            self.reads.frames.one();
             layer.read_frame(frame).map_err(|e| e.of(layer_name(id)))
         })
     }
@@ -452,9 +464,9 @@ impl Store {
         }
     }
 
-    /// How many nodes of maps have been read from files since the store was opened.
-    pub fn node_reads(&self) -> u64 {
-        self.nodes.reads()
+    /// How often files were read since the store was opened, for want of what they hold in memory.
+    pub fn reads(&self) -> StoreReads {
+        self.reads.so_far()
     }
 
     fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {

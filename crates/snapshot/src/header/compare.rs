@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn what_is_mapped_past_an_end_reads_as_zeros() {
         let headers: Arc<dyn Dir> = MemoryFs::new().root();
-        let nodes = Arc::new(Nodes::new(Arc::clone(&headers), 1 << 20));
+        let nodes = Arc::new(Nodes::new(Arc::clone(&headers), 1 << 20, Arc::default()));
         let put = |n: u128, blocks| {
             let (id, layer) = (HeaderId(Uuid::from_u128(n)), LayerId(Uuid::from_u128(n)));
             let object = crafted::object(id, blocks, &crafted::leaf(10, 4, layer));

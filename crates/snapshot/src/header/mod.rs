@@ -362,7 +362,7 @@ mod tests {
         let object = crafted::object(id, 300, &leaf);
         let file = headers.create(&id.to_string()).unwrap();
         file.write_at(&object, 0).unwrap();
-        let nodes = Arc::new(Nodes::new(headers, 1 << 20));
+        let nodes = Arc::new(Nodes::new(headers, 1 << 20, Arc::default()));
         let header = UncheckedHeader::read(file.as_ref(), id, nodes).unwrap();
         let header = header.check().unwrap();
         let error = header.runs(BlockRange::new(0, 1)).unwrap_err();

@@ -5,7 +5,6 @@
 //! Two callers that miss the same node read it once; a failure is not remembered.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cowslip_block::files::{Access, Dir, File};
 use quick_cache::Weighter;
@@ -16,6 +15,7 @@ use crate::error::{ObjectError, StoreError};
 use crate::header::node::{Node, NodePtr};
 use crate::ids::HeaderId;
 use crate::limits::NODE_BYTES_MAX;
+use crate::reads::Reads;
 
 /// Header objects that are kept open. A chain may be thousands deep: the rest is reopened.
 const OPEN_HEADERS_MAX: usize = 64;
@@ -35,18 +35,19 @@ pub(crate) struct Nodes {
     headers: Arc<dyn Dir>,
     open: Cache<HeaderId, Arc<dyn File>>,
     cache: Cache<Hash, Arc<Node>, NodeWeight>,
-    reads: AtomicU64,
+    /// The store's: nodes and header objects are counted here.
+    reads: Arc<Reads>,
 }
 
 impl Nodes {
     /// Nodes from the directory `headers`, with a cache of so many bytes.
-    pub(crate) fn new(headers: Arc<dyn Dir>, cache_bytes: u64) -> Self {
+    pub(crate) fn new(headers: Arc<dyn Dir>, cache_bytes: u64, reads: Arc<Reads>) -> Self {
         let estimate = usize::try_from(cache_bytes / 2048).unwrap_or(usize::MAX);
         Self {
             headers,
             open: Cache::new(OPEN_HEADERS_MAX),
             cache: Cache::with_weighter(estimate.max(16), cache_bytes, NodeWeight),
-            reads: AtomicU64::new(0),
+            reads,
         }
     }
 
@@ -65,14 +66,10 @@ impl Nodes {
         Ok(node)
     }
 
-    /// How many nodes have been read from the store, not from the cache.
-    pub(crate) fn reads(&self) -> u64 {
-        self.reads.load(Ordering::Relaxed)
-    }
-
     /// Opens a header object, or finds it open.
     pub(crate) fn file(&self, id: HeaderId) -> Result<Arc<dyn File>, StoreError> {
         let open = || {
+            self.reads.headers.one();
             self.headers
                 .open(&id.to_string(), Access::Read)
                 .map_err(|e| ObjectError::from(e).of(object_name(id)))
@@ -81,7 +78,7 @@ impl Nodes {
     }
 
     fn read(&self, ptr: &NodePtr) -> Result<Node, StoreError> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.reads.nodes.one();
         let file = self.file(ptr.header)?;
         let mut bytes = vec![0; ptr.len.min(NODE_BYTES_MAX) as usize];
         let found = file.read_at(&mut bytes, ptr.offset).map_err(Into::into);

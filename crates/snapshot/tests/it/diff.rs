@@ -297,7 +297,7 @@ fn what_both_have_is_not_read() {
         let (a, b) = (store.open_header(a.id()), store.open_header(b.id()));
         let differing = map_differences(&a.unwrap(), &b.unwrap());
         let blocks: u64 = differing.iter().map(|d| d.blocks.count().0).sum();
-        (blocks, store.node_reads())
+        (blocks, store.reads().nodes)
     };
     assert_eq!(reads(&parent, &parent), (0, 0));
     assert_eq!(

@@ -148,20 +148,20 @@ fn opening_reads_no_node_and_a_look_up_reads_one_path() {
         store.open_header(a.id()).unwrap(),
         store.open_header(b.id()).unwrap(),
     );
-    assert_eq!(store.node_reads(), 0);
+    assert_eq!(store.reads().nodes, 0);
     // 2^20 blocks: leaves of 2^8, two levels of 2^5 and a root.
     a.runs(BlockRange::new(100, 101)).unwrap();
-    assert_eq!(store.node_reads(), 4);
+    assert_eq!(store.reads().nodes, 4);
     a.runs(BlockRange::new(101, 102)).unwrap();
-    assert_eq!(store.node_reads(), 4, "the path is cached");
+    assert_eq!(store.reads().nodes, 4, "the path is cached");
     // The siblings share all that neither changed: of b, only its own path is new.
-    let before = store.node_reads();
+    let before = store.reads().nodes;
     b.runs(BlockRange::new(900_000, 900_001)).unwrap();
-    assert_eq!(store.node_reads(), before + 4);
+    assert_eq!(store.reads().nodes, before + 4);
     a.runs(BlockRange::new(400_000, 400_001)).unwrap();
-    let shared = store.node_reads();
+    let shared = store.reads().nodes;
     b.runs(BlockRange::new(400_000, 400_001)).unwrap();
-    assert_eq!(store.node_reads(), shared, "read once, for both");
+    assert_eq!(store.reads().nodes, shared, "read once, for both");
 }
 
 #[test]
