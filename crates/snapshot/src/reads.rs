@@ -1,4 +1,4 @@
-//! [`Reads`]: how often a store went to its files for what it did not have in memory.
+//! [`StoreReads`]: how often a store went to its files for what it did not have in memory.
 //!
 //! Counts say what timings on a busy machine cannot: that a look-up in a long history costs what it
 //! costs in a short one. What `verify` reads is not in them: it reads everything, whatever is cached.

@@ -36,7 +36,7 @@ const WEIGHTS: &[(Operation, usize)] = &[
     (Operation::Burst, 400),
     (Operation::Read, 100),
     (Operation::Snapshot, 60),
-    (Operation::Remove, 40),
+    (Operation::Remove, 30),
     (Operation::Gc, 12),
     (Operation::Compact, 12),
     (Operation::Verify, 8),
