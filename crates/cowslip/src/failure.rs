@@ -120,6 +120,7 @@ impl From<StoreError> for Failure {
             StoreError::Version { .. }
             | StoreError::Limit { .. }
             | StoreError::Invalid(_)
+            | StoreError::Busy(_)
             | StoreError::Io { .. } => failure(Kind::Failed),
         }
     }

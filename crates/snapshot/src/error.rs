@@ -122,6 +122,9 @@ pub enum StoreError {
     /// The caller asked for what makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// Somebody else holds what is needed, and has for long.
+    #[error("{0}")]
+    Busy(String),
     /// The disk that holds the store is full.
     #[error("no space left: {what}")]
     NoSpace {

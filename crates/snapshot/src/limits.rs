@@ -47,6 +47,10 @@ pub const LEASE_BYTES_MAX: u64 = 1 << 20;
 /// What a store notes of one session.
 pub const SESSION_RECORD_BYTES_MAX: u64 = 64 << 10;
 
+/// Frozen caches of one session while a snapshot waits to be stored. Twice as many may be left where
+/// none does, of snapshots that were given up.
+pub const FROZEN_CACHES_MAX: usize = 64;
+
 /// The blocks below a slot that points at a node of this level.
 pub const fn span(level: u8) -> u64 {
     LEAF_BLOCKS << (level as u32 * INNER_SLOTS.ilog2())

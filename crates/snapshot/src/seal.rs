@@ -1,4 +1,4 @@
-//! Sealing: frozen caches become a layer and a header, and the header gets its name.
+//! Sealing: frozen caches become a layer and a header. Whoever seals gives the header its name.
 //!
 //! ```text
 //! frozen caches -> what changed -> layer object -> header object -> snapshot name
@@ -7,6 +7,8 @@
 //! Invariant 6: each is durable before the next is begun; a crash leaves at worst an object that no
 //! name reaches. Invariant 1 of the overlay holds here because the caches are drained: nothing in
 //! them changes any more.
+//!
+//! A seal that fails leaves nothing behind but what could not be removed; it can be tried again.
 //!
 //! What changed, block by block, where the newest cache that knows the block decides:
 //!
@@ -42,7 +44,8 @@ const BATCH_BLOCKS: u64 = 64;
 pub struct SealRequest {
     /// What it is to be called.
     pub name: SnapshotName,
-    /// Its header's id, fixed from the start: a name that has it was committed by this very request.
+    /// Its header's id, known before there is one: a name that has it was committed by this very
+    /// request.
     pub header: HeaderId,
     /// It may take a name that another snapshot has.
     pub replace: bool,
@@ -50,13 +53,16 @@ pub struct SealRequest {
     pub dedup: bool,
 }
 
-/// How far a seal has come, in blocks that the caches call Dirty.
+/// How far a seal has come, in blocks that the caches call Dirty, and what it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SealProgress {
     /// Packed, or found to be the same.
     pub done_blocks: u64,
     /// All of them.
     pub total_blocks: u64,
+    /// Memory for what changed so far, and for what is being packed. While the header is encoded, its
+    /// new nodes come on top.
+    pub memory_bytes: u64,
 }
 
 /// Why a seal did not come about.
@@ -68,17 +74,41 @@ pub enum SealError {
     /// A frozen cache, or the parent, could not be read.
     #[error("reading what is to be sealed: {0}")]
     Read(#[from] DeviceError),
+    /// The session's own list could not be written.
+    #[error("{0}")]
+    Session(String),
     /// The session ends; the seal is taken up again when it is opened the next time.
     #[error("interrupted; it goes on when the session is served again")]
     Interrupted,
+    /// Somebody gave it up.
+    #[error("it was cancelled")]
+    Cancelled,
 }
 
-/// Seals `caches` (newest first, drained) as a snapshot over `parent`.
+impl SealError {
+    /// Can it be gone the next time? A poisoned session is sound again when it is opened again.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(
+                error,
+                StoreError::NoSpace { .. } | StoreError::Io { .. } | StoreError::Busy(_)
+            ),
+            Self::Read(error) => matches!(
+                error,
+                DeviceError::NoSpace | DeviceError::Io(_) | DeviceError::Poisoned(_)
+            ),
+            Self::Session(_) => true,
+            Self::Interrupted | Self::Cancelled => false,
+        }
+    }
+}
+
+/// Seals `caches` (newest first, drained) over `parent`: the header, without a name yet.
 ///
 /// `progress` is told after each batch, and ends the seal by answering false.
 ///
 /// # Errors
-/// [`SealError`]; nothing that a name points at has changed then.
+/// [`SealError`]; what was written is removed again.
 pub fn seal(
     store: &Arc<Store>,
     lease: &Lease,
@@ -103,6 +133,7 @@ pub fn seal(
         so_far: SealProgress {
             done_blocks: 0,
             total_blocks: caches.iter().map(|c| c.count(BlockState::Dirty).0).sum(),
+            memory_bytes: 0,
         },
     };
     let all = BlockRange::new(0, block_size.count_ceil(size_bytes).0);
@@ -123,25 +154,32 @@ pub fn seal(
         figures,
         made_by: MADE_BY,
     };
-    let header = store.put_header_as(lease, request.header, &spec)?;
-    store.commit(lease, &request.name, &header, request.replace)?;
-    Ok(header)
+    let header = store.put_header_as(lease, request.header, &spec);
+    if let (Err(_), Some(layer)) = (&header, layer) {
+        // Only that header would have pointed at it.
+        store.discard_layer(layer.id);
+    }
+    Ok(header?)
 }
 
-/// Was this very request committed already, by a run that ended before it could say so?
+/// Was this very request committed already, by a try that ended before it could say so? The header
+/// then, and a lease on it; its name is durable.
 ///
 /// # Errors
-/// As [`Store::resolve`], except that a name that is not there is no error.
+/// As [`Store::resolve_leased`], except that a name that is not there is no error.
 pub fn committed(
-    store: &Arc<Store>,
+    store: &Store,
     request: &SealRequest,
-) -> Result<Option<Arc<Header>>, StoreError> {
-    match store.resolve(&request.name) {
+) -> Result<Option<(Arc<Header>, Lease)>, StoreError> {
+    match store.resolve_leased(&request.name) {
         // A compaction may have stored it otherwise meanwhile: it has the same origin.
-        Ok(header) => Ok(Some(header).filter(|h| h.meta().origin == request.header)),
-        Err(StoreError::NotFound { .. }) => Ok(None),
+        Ok((header, lease)) if header.meta().origin == request.header => {
+            store.sync_names()?;
+            Ok(Some((header, lease)))
+        }
+        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(None),
         // Something else that is damaged has the name: it is not ours.
-        Err(_) if request.replace => Ok(None),
+        Err(StoreError::Corrupt { .. } | StoreError::Version { .. }) if request.replace => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -201,6 +239,8 @@ impl Diff<'_> {
             let end = blocks.end.0.min(start + BATCH_BLOCKS);
             self.batch(cache, BlockRange::new(start, end))?;
             self.so_far.done_blocks += end - start;
+            self.so_far.memory_bytes = self.changes.memory_bytes()
+                + self.layer.as_ref().map_or(0, LayerWriter::memory_bytes);
             if !(self.progress)(self.so_far) {
                 return Err(SealError::Interrupted);
             }

@@ -312,10 +312,10 @@ impl Store {
     }
 
     /// The same, under an id that was promised before. An object that has it already is what an
-    /// earlier try left: it is replaced, so no name may point at it.
+    /// earlier try of this process left: it is replaced, so no name may point at it.
     ///
     /// # Errors
-    /// As [`Store::put_header`].
+    /// As [`Store::put_header`]; there is no such object then, unless it could not be removed.
     pub fn put_header_as(
         &self,
         lease: &Lease,
@@ -333,8 +333,18 @@ impl Store {
         lease.protect(Protected::Header(id))?;
         let mut pending = Pending::create(&self.tmp, lease)?;
         pending.append(&object)?;
-        pending.commit_over(self.headers.as_ref(), &id.to_string())?;
-        self.open_header(id)
+        let name = id.to_string();
+        let stored = pending.commit_over(self.headers.as_ref(), &name);
+        self.nodes.forget(id);
+        stored.and_then(|()| self.open_header(id)).inspect_err(|_| {
+            self.nodes.forget(id);
+            drop(self.headers.remove(&name));
+        })
+    }
+
+    /// Removes a layer that nothing points at, as far as that can be done: what stays is an orphan.
+    pub(crate) fn discard_layer(&self, id: LayerId) {
+        drop(self.layers.remove(&id.to_string()));
     }
 
     /// Opens a header: one read, whatever the image's size.
@@ -386,6 +396,15 @@ impl Store {
         } else {
             pending.commit_new(self.snapshots.as_ref(), name.as_str())
         }
+    }
+
+    /// Makes the names that there are durable, whoever gave them.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub(crate) fn sync_names(&self) -> Result<(), StoreError> {
+        let synced = self.snapshots.sync();
+        synced.map_err(|e| StoreError::io("syncing snapshots/", e))
     }
 
     /// The header that a name stands for.
@@ -452,8 +471,7 @@ impl Store {
         let _roots = RootLock::take(&self.leases)?;
         let removed = self.snapshots.remove(name.as_str());
         removed.map_err(|e| absent_or_io(name, "removing", e))?;
-        let synced = self.snapshots.sync();
-        synced.map_err(|e| StoreError::io("syncing snapshots/", e))
+        self.sync_names()
     }
 
     /// What the snapshot added to the store: the bytes of the files that came with it.

@@ -21,6 +21,8 @@ mod rig;
 mod session;
 #[path = "it/session_power.rs"]
 mod session_power;
+#[path = "it/session_retry.rs"]
+mod session_retry;
 #[path = "it/session_world.rs"]
 mod session_world;
 #[path = "it/store.rs"]

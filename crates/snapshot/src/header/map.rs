@@ -65,6 +65,10 @@ impl MapRun {
 pub(crate) struct Merged(pub(crate) Vec<MapRun>);
 
 impl Merged {
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (self.0.capacity() * size_of::<MapRun>()) as u64
+    }
+
     pub(crate) fn push(&mut self, run: MapRun) {
         match self.0.last_mut() {
             Some(last) if last.goes_on_in(run) => last.blocks.end = run.blocks.end,

@@ -77,6 +77,11 @@ impl Nodes {
         self.open.get_or_insert_with(&id, open)
     }
 
+    /// The object of this name was replaced, or is gone: what is open is not it.
+    pub(crate) fn forget(&self, id: HeaderId) {
+        self.open.remove(&id);
+    }
+
     fn read(&self, ptr: &NodePtr) -> Result<Node, StoreError> {
         self.reads.nodes.one();
         let file = self.file(ptr.header)?;

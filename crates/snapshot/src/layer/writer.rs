@@ -89,6 +89,13 @@ impl LayerWriter {
         BlockCount(self.blocks)
     }
 
+    /// The memory of its buffers and of the index so far.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let [left, right] = &self.stored;
+        let buffers = [&self.batch, left, right, &self.index];
+        buffers.iter().map(|b| b.capacity() as u64).sum()
+    }
+
     /// Appends whole blocks; says at which block of the layer the first of them lies.
     ///
     /// # Errors

@@ -79,6 +79,17 @@ impl Lease {
         Ok(())
     }
 
+    /// How much it lists, for [`Lease::rewind`].
+    pub(crate) fn mark(&self) -> u64 {
+        *self.len.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was listed since the mark is not wanted any more: the next lines are written over it. An
+    /// owner that tries again and again does not fill its lease.
+    pub(crate) fn rewind(&self, mark: u64) {
+        *self.len.lock().unwrap_or_else(PoisonError::into_inner) = mark;
+    }
+
     /// A name for a file in `tmp/` that lives no longer than this lease.
     pub(crate) fn pending_name(&self) -> String {
         format!(

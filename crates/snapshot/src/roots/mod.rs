@@ -49,7 +49,7 @@ impl RootLock {
             }
             if Instant::now() > give_up {
                 let why = format!("another process has held leases/{LOCK} for {PATIENCE:?}");
-                return Err(StoreError::Invalid(why));
+                return Err(StoreError::Busy(why));
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));

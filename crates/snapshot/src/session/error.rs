@@ -32,6 +32,21 @@ pub enum SessionError {
     /// A seal did not come about.
     #[error("the snapshot was not made: {0}")]
     Seal(Arc<SealError>),
+    /// No snapshot of this name waits to be stored.
+    #[error("no snapshot {name} is on its way")]
+    NotOnItsWay {
+        /// The name.
+        name: String,
+    },
+    /// Too many snapshots wait to be stored.
+    #[error("{max} frozen caches are not stored yet; at most {max}")]
+    TooManyFrozen {
+        /// The most that is allowed.
+        max: usize,
+    },
+    /// A snapshot must be stored before another can be given up.
+    #[error("so many snapshots were given up before that this one has to be stored")]
+    Full,
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::SessionError;
 use crate::checked_json;
 use crate::ids::{HeaderId, SnapshotName};
+use crate::limits::FROZEN_CACHES_MAX;
 use crate::seal::SealRequest;
 
 pub(super) const FILE: &str = "session.json";
@@ -85,6 +86,12 @@ impl Manifest {
         }
         if manifest.caches.is_empty() {
             return Err(damaged("lists no cache".into()));
+        }
+        let (frozen, max) = (manifest.caches.len() - 1, 2 * FROZEN_CACHES_MAX);
+        if frozen > max {
+            return Err(damaged(format!(
+                "lists {frozen} frozen caches; at most {max}"
+            )));
         }
         Ok(manifest)
     }

@@ -17,10 +17,11 @@
 //! 5. the manifest names the new base and no longer lists the cache;
 //! 6. the overlay retires it, and its files go.
 //!
-//! A seal that cannot be done (a full store, a name that is taken by then) loses its name, not its
-//! bytes: the frozen cache stays in the stack and goes into the next snapshot. A seal that was
-//! interrupted is taken up when the session is opened again; after a power cut only if its cache was
-//! whole on disk by then, because what is left of it otherwise is no cut that anybody asked for.
+//! A seal that fails for a reason that may pass (a full store) is tried again until it is stored; one
+//! that cannot be done (a name that is taken by then), or that is cancelled, loses its name, not its
+//! bytes: the frozen cache stays in the stack and goes into the next snapshot (`sealing.rs`). A seal
+//! that was not at its end is taken up when the session is opened again; after a power cut only if its
+//! cache was whole on disk by then, because what is left of it otherwise is no cut that anybody asked for.
 //!
 //! No threads here: whoever has the session open calls [`Session::seal_next`] and
 //! [`Session::tidy`] (`workers.rs` does, in threads).
@@ -29,6 +30,8 @@ mod directory;
 mod error;
 mod freeze;
 mod manifest;
+mod queued;
+mod sealing;
 mod workers;
 
 use std::collections::VecDeque;
@@ -48,9 +51,10 @@ use uuid::Uuid;
 
 use self::directory::{refuse_foreign, remove_unlisted, take_lock};
 pub use self::error::SessionError;
+pub use self::freeze::SnapshotOptions;
 use self::freeze::settle_seals;
-pub use self::freeze::{Seal, SnapshotOptions};
 pub use self::manifest::{CacheEntry, Manifest};
+pub use self::queued::{Attempts, Seal};
 pub use self::workers::Workers;
 use crate::error::StoreError;
 use crate::header::Header;

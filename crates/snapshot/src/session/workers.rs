@@ -1,10 +1,16 @@
 //! The two threads that work behind a session: one seals, one tidies.
 
+use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::Session;
+use cowslip_block::DeviceError;
+
+use super::{Session, SessionError};
+use crate::error::StoreError;
+use crate::seal::SealError;
 
 /// Holes are punched and journals shortened at the latest so long after they are due, also where
 /// an error made the thread give up for a while.
@@ -18,22 +24,25 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts them. `say` is told of what went wrong and will be tried again, once per kind of error.
+    /// Starts them. `say` is told of what went wrong and will be tried again, once per kind of error,
+    /// and of each snapshot that was given up.
     ///
     /// # Errors
     /// Where no thread can be started.
     pub fn start(
         session: &Arc<Session>,
-        say: impl Fn(&str) + Send + 'static,
-    ) -> std::io::Result<Self> {
+        say: impl Fn(&str) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let mut workers = Self {
             session: Arc::clone(session),
             threads: Vec::new(),
         };
         let sealing = Arc::clone(session);
         let tidying = Arc::clone(session);
-        let seal = move || while sealing.wait_for_seal() && sealing.seal_next() {};
-        let tidy = move || run_tidy(&tidying, &say);
+        let say = Arc::new(say);
+        let also = Arc::clone(&say);
+        let seal = move || run_seals(&sealing, &*also);
+        let tidy = move || run_tidy(&tidying, &*say);
         workers
             .threads
             .push(thread::Builder::new().name("seal".into()).spawn(seal)?);
@@ -41,6 +50,43 @@ impl Workers {
             .threads
             .push(thread::Builder::new().name("tidy".into()).spawn(tidy)?);
         Ok(workers)
+    }
+}
+
+fn run_seals(session: &Session, say: &dyn Fn(&str)) {
+    let mut said = HashSet::new();
+    while session.wait_for_seal() {
+        let Some(seal) = session.next_seal() else {
+            continue;
+        };
+        session.seal_next();
+        let name = seal.name();
+        match (seal.wait(Duration::ZERO), seal.attempts().last_error) {
+            (Some(Ok(_)), _) => said.clear(),
+            (Some(Err(SessionError::Seal(error))), _) => match &*error {
+                SealError::Interrupted | SealError::Cancelled => {}
+                error => say(&format!(
+                    "snapshot {name} is given up, what was written goes into the next one: {error}"
+                )),
+            },
+            (None, Some(error)) if said.insert(kind_of(&error)) => say(&format!(
+                "snapshot {name} is not stored yet, and will be tried again: {error}"
+            )),
+            _ => {}
+        }
+    }
+}
+
+/// Errors of one kind are said once.
+fn kind_of(error: &SealError) -> io::ErrorKind {
+    match error {
+        SealError::Store(StoreError::NoSpace { .. }) | SealError::Read(DeviceError::NoSpace) => {
+            io::ErrorKind::StorageFull
+        }
+        SealError::Store(StoreError::Io { source, .. })
+        | SealError::Read(DeviceError::Io(source)) => source.kind(),
+        SealError::Store(StoreError::Busy(_)) => io::ErrorKind::WouldBlock,
+        _ => io::ErrorKind::Other,
     }
 }
 

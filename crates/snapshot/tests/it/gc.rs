@@ -14,12 +14,12 @@ use proptest::prelude::*;
 
 use crate::session_world::{BLOCK, BootHost, Oracle, Step, World, fresh, name};
 
-fn gc(store: &Store) -> Collected {
+pub(crate) fn gc(store: &Store) -> Collected {
     collect(store, false, &|_| false, &mut |_, _| {}).unwrap()
 }
 
 /// All objects of a store, by path.
-fn objects(root: &dyn Dir) -> Vec<String> {
+pub(crate) fn objects(root: &dyn Dir) -> Vec<String> {
     let store = root.open_dir("store").unwrap();
     let mut all = Vec::new();
     for dir in ["layers", "headers", "tmp"] {

@@ -9,7 +9,7 @@ use crate::session_world::{BLOCK, Oracle, SIZE_BYTES, Step, World, fresh};
 
 const FREE: Room = Room::Free;
 
-fn write(at: usize, len: usize) -> Step {
+pub(crate) fn write(at: usize, len: usize) -> Step {
     Step::Write {
         at,
         len,
@@ -85,7 +85,7 @@ fn run_until(n: u64) -> (MemoryFs, Oracle, bool) {
 }
 
 /// What the next start finds, and what becomes of it.
-fn check_after(disk: &MemoryFs, mut oracle: Oracle, kill: bool, what: &str) {
+pub(crate) fn check_after(disk: &MemoryFs, mut oracle: Oracle, kill: bool, what: &str) {
     let root = disk.root();
     let boot = if kill { 1 } else { 2 };
     let mut world = World::open(&*root, boot).unwrap_or_else(|e| panic!("{what}: {e}"));

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cowslip_block::files::Dir;
 use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, Room};
@@ -301,20 +302,18 @@ impl World {
         flushed
     }
 
-    /// Seals the oldest frozen cache.
+    /// One attempt to seal the oldest frozen cache.
     fn seal(&self, oracle: &mut Oracle) -> bool {
         let Some(seal) = self.session.next_seal() else {
             return true;
         };
         self.session.seal_next();
-        let outcome = seal.wait(std::time::Duration::ZERO).expect("it has ended");
-        let text = seal.request().name.as_str();
-        if outcome.is_ok()
-            && let Some(entry) = oracle.snapshots.iter_mut().find(|(n, _, _)| *n == text)
-        {
+        let stored = matches!(seal.wait(Duration::ZERO), Some(Ok(_)));
+        let text = seal.name().as_str();
+        if stored && let Some(entry) = oracle.snapshots.iter_mut().find(|(n, _, _)| *n == text) {
             entry.2 = true;
         }
-        outcome.is_ok()
+        stored
     }
 
     pub(crate) fn read(&self) -> Vec<u8> {
