@@ -130,6 +130,11 @@ impl<S: Copy + Eq + Debug> StateTracker<S> {
         self.blocks
     }
 
+    /// The memory that it takes, near enough; what it shares with a clone counts in both.
+    pub fn memory_bytes(&self) -> u64 {
+        self.tree.memory_bytes()
+    }
+
     /// Puts every block of the range in a state.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::SnapshotName;
@@ -15,7 +16,10 @@ use uuid::Uuid;
     propagate_version = true,
     max_term_width = 100
 )]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, \
+    6 taken, but not stored yet."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -26,6 +30,10 @@ pub(crate) struct Cli {
 const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is the answer: 0 equal, \
     1 different, in bytes or in size. Failures are 2 usage, 3 not found, 4 corrupt, 5 all others. \
     Without --quiet it is 0 for both answers.";
+
+const SNAPSHOT_PENDING: &str = "A snapshot of a session that is being served is taken when the command \
+    begins. Where it cannot be stored (a full disk), the server goes on trying, also without this command: \
+    after --timeout it ends with code 6. Snapshots that are asked for later wait behind.";
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
@@ -47,6 +55,7 @@ pub(crate) enum Command {
     /// Serve a snapshot as a writable NBD device
     Serve(Serve),
     /// Snapshot a session, while it is being served or at rest
+    #[command(after_help = SNAPSHOT_PENDING)]
     Snapshot(Snapshot),
     /// List the snapshots
     #[command(visible_alias = "list")]
@@ -139,6 +148,12 @@ pub(crate) struct Snapshot {
     /// Keep blocks that were rewritten with what the parent has
     #[arg(long)]
     pub(crate) no_dedup: bool,
+    /// After an attempt to store it failed, wait so long for another to succeed (10s, 5m, 0s)
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Give up the snapshot of this name that is on its way; what was written stays in the session
+    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "timeout"])]
+    pub(crate) cancel: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,8 @@
 //! The control socket of a served session: how `cowslip snapshot` reaches the server.
 //!
 //! `control.sock` in the session's directory; one request a connection, one JSON object a line.
-//! A client sends a [`Request`]; the server answers with any number of `progress` lines and ends
-//! with `done` or `failed`. The socket is bound and reached through an open handle of the directory
+//! A client sends a [`Request`]; the server answers with any number of `progress` and `retrying`
+//! lines, and ends with one of the others. A client that leaves changes nothing. The socket is bound and reached through an open handle of the directory
 //! (`/proc/self/fd/N/control.sock`), so that the length of its path does not matter: a unix
 //! socket's address has room for 107 bytes (unix(7)).
 
@@ -13,12 +13,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cowslip_block::files::{Dir, RealDir};
+use cowslip_snapshot::header::Header;
 use cowslip_snapshot::ids::SnapshotName;
-use cowslip_snapshot::seal::SealProgress;
-use cowslip_snapshot::session::{Seal, Session, SnapshotOptions};
+use cowslip_snapshot::seal::SealError;
+use cowslip_snapshot::session::{Seal, Session, SessionError, SnapshotOptions};
 use cowslip_snapshot::store::Store;
 use serde::{Deserialize, Serialize};
 
@@ -41,13 +42,22 @@ pub(crate) enum Request {
         replace: bool,
         dedup: bool,
     },
+    Cancel {
+        name: String,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    Progress { done_blocks: u64, total_blocks: u64 },
+    Progress {
+        done_blocks: u64,
+        total_blocks: u64,
+    },
+    /// An attempt at this snapshot failed. It is the one that was asked for, or one before it.
+    Retrying(Sealing),
     Done(Taken),
+    Cancelled,
     Live(Live),
     Failed(Failure),
 }
@@ -55,6 +65,8 @@ pub(crate) enum Answer {
 /// What a server says of its session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Live {
+    /// The server's process.
+    pub(crate) pid: u32,
     pub(crate) block_size_bytes: u64,
     /// Blocks with bytes, and blocks zeroed or trimmed, since the last snapshot.
     pub(crate) dirty_blocks: u64,
@@ -64,10 +76,44 @@ pub(crate) struct Live {
     /// Room of all its caches and of their journals.
     pub(crate) cache_bytes: u64,
     pub(crate) journal_bytes: u64,
-    /// Snapshots on their way.
-    pub(crate) sealing: usize,
+    /// Frozen caches that are not stored yet, of snapshots on their way or given up.
+    pub(crate) frozen_caches: usize,
+    /// Memory for the states of all blocks in all caches, and for the seal that is being made.
+    pub(crate) state_memory_bytes: u64,
+    pub(crate) seal_memory_bytes: u64,
+    /// Snapshots on their way, oldest first.
+    pub(crate) sealing: Vec<Sealing>,
     /// Why it refuses writes, if it does.
     pub(crate) refuses_writes: Option<String>,
+}
+
+/// A snapshot on its way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Sealing {
+    pub(crate) name: SnapshotName,
+    pub(crate) done_blocks: u64,
+    pub(crate) total_blocks: u64,
+    pub(crate) failed_attempts: u32,
+    /// Why the last of them failed, and when the next is due.
+    pub(crate) last_error: Option<String>,
+    pub(crate) next_try_ms: Option<u64>,
+}
+
+impl Sealing {
+    fn of(seal: &Seal) -> Self {
+        let (progress, attempts) = (seal.progress(), seal.attempts());
+        let next_try = attempts
+            .next_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        Self {
+            name: seal.name().clone(),
+            done_blocks: progress.done_blocks,
+            total_blocks: progress.total_blocks,
+            failed_attempts: attempts.failed,
+            last_error: attempts.last_error.map(|e| e.to_string()),
+            next_try_ms: next_try.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
 }
 
 /// A path to the socket that is short, whatever the directory's. The handle has to stay open
@@ -165,15 +211,9 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
             dedup,
         } => {
             let options = SnapshotOptions { replace, dedup };
-            let mut progress = |p: SealProgress| {
-                let (done_blocks, total_blocks) = (p.done_blocks, p.total_blocks);
-                say(&Answer::Progress {
-                    done_blocks,
-                    total_blocks,
-                });
-            };
-            take(session, store, &name, &options, &mut progress).map(Answer::Done)
+            take(session, store, &name, &options, &say).map(Answer::Done)
         }
+        Request::Cancel { name } => cancel(session, &name, &say).map(|()| Answer::Cancelled),
     };
     say(&answer.unwrap_or_else(Answer::Failed));
 }
@@ -183,13 +223,17 @@ fn status_of(session: &Session) -> Result<Live, Failure> {
         .status()
         .map_err(|e| Failure::failed(format!("looking at the session: {e}")))?;
     Ok(Live {
+        pid: std::process::id(),
         block_size_bytes: session.manifest().block_size_bytes.into(),
         dirty_blocks: status.dirty_blocks,
         zero_blocks: status.zero_blocks,
         held_blocks: status.held_blocks,
         cache_bytes: status.cache_bytes,
         journal_bytes: status.journal_bytes,
-        sealing: status.frozen,
+        frozen_caches: status.frozen,
+        state_memory_bytes: status.state_memory_bytes,
+        seal_memory_bytes: status.seal_memory_bytes,
+        sealing: session.pending().iter().map(|s| Sealing::of(s)).collect(),
         refuses_writes: status.poisoned,
     })
 }
@@ -200,24 +244,65 @@ fn take(
     store: &Arc<Store>,
     name: &str,
     options: &SnapshotOptions,
-    progress: &mut dyn FnMut(SealProgress),
+    say: &dyn Fn(&Answer),
 ) -> Result<Taken, Failure> {
-    let name: SnapshotName = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
-    let begun = std::time::Instant::now();
+    let name = parse(name)?;
+    let begun = Instant::now();
     let seal = session.freeze(&name, options)?;
-    let header = wait(&seal, progress)?;
+    let header = wait(session, &seal, say)?;
     Taken::new(store, &name, &header, seal.held(), begun.elapsed())
 }
 
-fn wait(
+fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {
+    let seal = session.cancel(&parse(name)?)?;
+    cancelled(&seal, wait(session, &seal, say))
+}
+
+/// Whoever seals may have been faster.
+pub(crate) fn cancelled(
     seal: &Seal,
-    progress: &mut dyn FnMut(SealProgress),
-) -> Result<Arc<cowslip_snapshot::header::Header>, Failure> {
+    outcome: Result<Arc<Header>, SessionError>,
+) -> Result<(), Failure> {
+    match outcome {
+        Err(SessionError::Seal(error)) if matches!(*error, SealError::Cancelled) => Ok(()),
+        Ok(_) => {
+            let name = seal.name();
+            let message = format!("snapshot {name} was stored before it could be cancelled");
+            Err(Failure::failed(message).hint("`cowslip rm` removes it"))
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn parse(name: &str) -> Result<SnapshotName, Failure> {
+    name.parse().map_err(|e| Failure::usage(format!("{e}")))
+}
+
+fn wait(
+    session: &Session,
+    seal: &Seal,
+    say: &dyn Fn(&Answer),
+) -> Result<Arc<Header>, SessionError> {
+    let mut told = None;
     loop {
         if let Some(outcome) = seal.wait(TICK) {
-            return Ok(outcome?);
+            return outcome;
         }
-        progress(seal.progress());
+        let progress = seal.progress();
+        say(&Answer::Progress {
+            done_blocks: progress.done_blocks,
+            total_blocks: progress.total_blocks,
+        });
+        // What holds up the first holds up all behind it.
+        let first = session.next_seal().map(|first| Sealing::of(&first));
+        let Some(first) = first.filter(|first| first.failed_attempts > 0) else {
+            continue;
+        };
+        let now = Some((first.name.clone(), first.failed_attempts));
+        if told != now {
+            told = now;
+            say(&Answer::Retrying(first));
+        }
     }
 }
 
@@ -230,27 +315,24 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// The client's side: asks the server of this session directory for a snapshot.
+/// The client's side: asks the server of this session directory. `hear` is told of each answer that is
+/// not the last, and ends the conversation by failing.
 ///
 /// Nothing where no server listens there.
 pub(crate) fn ask(
     dir: &RealDir,
     request: &Request,
-    progress: &mut dyn FnMut(SealProgress),
-) -> Option<Result<Taken, Failure>> {
+    hear: &mut dyn FnMut(Answer) -> Result<(), Failure>,
+) -> Option<Result<Answer, Failure>> {
     let stream = UnixStream::connect(short_path(dir)).ok()?;
-    Some(match converse(&stream, request, progress) {
-        Ok(Answer::Done(taken)) => Ok(taken),
-        Ok(_) => Err(Failure::failed("the server answered something else")),
-        Err(failure) => Err(failure),
-    })
+    Some(converse(&stream, request, hear))
 }
 
 /// What the server of this session directory says of its session; nothing where none answers.
 pub(crate) fn status(dir: &RealDir) -> Option<Live> {
     let stream = UnixStream::connect(short_path(dir)).ok()?;
     stream.set_read_timeout(Some(SILENCE)).ok()?;
-    match converse(&stream, &Request::Status, &mut |_| {}) {
+    match converse(&stream, &Request::Status, &mut |_| Ok(())) {
         Ok(Answer::Live(live)) => Some(live),
         _ => None,
     }
@@ -259,7 +341,7 @@ pub(crate) fn status(dir: &RealDir) -> Option<Live> {
 fn converse(
     mut stream: &UnixStream,
     request: &Request,
-    progress: &mut dyn FnMut(SealProgress),
+    hear: &mut dyn FnMut(Answer) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
     let lost = |error: io::Error| {
         Failure::failed(format!("the server went away: {error}"))
@@ -272,16 +354,8 @@ fn converse(
     loop {
         let line = read_line(&mut reader).map_err(lost)?;
         match serde_json::from_slice(&line).map_err(|e| lost(e.into()))? {
-            Answer::Progress {
-                done_blocks,
-                total_blocks,
-            } => {
-                progress(SealProgress {
-                    done_blocks,
-                    total_blocks,
-                });
-            }
             Answer::Failed(failure) => return Err(failure),
+            more @ (Answer::Progress { .. } | Answer::Retrying(_)) => hear(more)?,
             last => return Ok(last),
         }
     }

@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Corrupt,
     /// As `Failed`, where code 1 is an answer: see [`DIFFERENT`].
     Undecided,
+    /// The snapshot is taken, and not stored yet: the server goes on trying.
+    Pending,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
             Self::NotFound => 3,
             Self::Corrupt => 4,
             Self::Undecided => 5,
+            Self::Pending => 6,
         }
     }
 }
@@ -151,6 +154,10 @@ impl From<SessionError> for Failure {
                 .hint("give a new or an empty directory: a session wants one of its own"),
             SessionError::Size(_) => failure(Kind::Usage),
             SessionError::Damaged(_) => failure(Kind::Corrupt),
+            SessionError::NotOnItsWay { .. } => failure(Kind::NotFound)
+                .hint("`cowslip sessions` shows which snapshots are on their way"),
+            SessionError::TooManyFrozen { .. } | SessionError::Full => failure(Kind::Failed)
+                .hint("`cowslip sessions` shows what is on its way, and what holds it up"),
             SessionError::Io { .. } => failure(Kind::Failed),
         }
     }

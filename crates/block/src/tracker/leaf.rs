@@ -44,6 +44,15 @@ impl Leaf {
         }
     }
 
+    /// The sets' containers, as roaring counts them, and what holds them.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let sets = self.sets.iter().map(|set| {
+            let of = set.statistics();
+            of.n_bytes_array_containers + of.n_bytes_bitset_containers + of.n_bytes_run_containers
+        });
+        size_of::<Self>() as u64 + sets.sum::<u64>()
+    }
+
     pub(super) fn get(&self, block: u32) -> Code {
         self.sets()
             .find(|(_, set)| set.contains(block))

@@ -98,6 +98,17 @@ pub(super) fn low(block: u64) -> u32 {
 }
 
 impl Tree {
+    pub(super) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Uniform(_) => 0,
+            Self::Leaf(leaf) => leaf.memory_bytes(),
+            Self::Node(children) => {
+                let below = children.iter().map(Self::memory_bytes).sum::<u64>();
+                size_of::<[Self; FANOUT]>() as u64 + below
+            }
+        }
+    }
+
     pub(super) fn get(&self, height: u32, block: u64) -> Code {
         match self {
             Self::Uniform(code) => *code,

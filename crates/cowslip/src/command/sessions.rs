@@ -1,6 +1,8 @@
-//! `cowslip sessions`: the sessions that a store keeps something for.
+//! `cowslip sessions`: the sessions that a store keeps something for, and the snapshots on their way
+//! in those that are being served.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_snapshot::roots::SessionRecord;
@@ -10,7 +12,7 @@ use uuid::Uuid;
 
 use super::Context;
 use crate::args::Sessions;
-use crate::control::{self, Live};
+use crate::control::{self, Live, Sealing};
 use crate::failure::Failure;
 use crate::report::{bytes, table};
 
@@ -48,17 +50,32 @@ pub(super) fn run(context: &Context, args: &Sessions) -> Result<(), Failure> {
             });
     }
     let rows: Vec<Row> = store.sessions()?.into_iter().map(row).collect();
-    context.report.result(&rows, || {
-        let head = [
-            "SESSION",
-            "STATE",
-            "DIRTY",
-            "ON DISK",
-            "SEALING",
-            "DIRECTORY",
-        ];
-        table(&head, &[2, 3, 4], rows.iter().map(cells).collect())
-    })
+    context.report.result(&rows, || text(&rows))
+}
+
+fn text(rows: &[Row]) -> String {
+    let head = [
+        "SESSION",
+        "STATE",
+        "DIRTY",
+        "ZERO",
+        "ON DISK",
+        "MEMORY",
+        "SEALING",
+        "DIRECTORY",
+    ];
+    let sessions = table(&head, &[2, 3, 4, 5, 6], rows.iter().map(cells).collect());
+    let on_their_way: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row.live.as_ref())
+        .flat_map(|live| live.sealing.iter())
+        .map(way_cells)
+        .collect();
+    if on_their_way.is_empty() {
+        return sessions;
+    }
+    let head = ["ON ITS WAY", "BLOCKS", "FAILED", "NEXT TRY", "LAST ERROR"];
+    format!("{sessions}\n\n{}", table(&head, &[1, 2, 3], on_their_way))
 }
 
 fn row(record: SessionRecord) -> Row {
@@ -90,9 +107,22 @@ fn cells(row: &Row) -> Vec<String> {
             state.into()
         },
         of(&|live| bytes(live.dirty_blocks * live.block_size_bytes)),
+        of(&|live| bytes(live.zero_blocks * live.block_size_bytes)),
         of(&|live| bytes(live.cache_bytes + live.journal_bytes)),
-        of(&|live| live.sealing.to_string()),
+        of(&|live| bytes(live.state_memory_bytes + live.seal_memory_bytes)),
+        of(&|live| live.sealing.len().to_string()),
         row.path.display().to_string(),
+    ]
+}
+
+fn way_cells(sealing: &Sealing) -> Vec<String> {
+    let next_try = |ms| format!("in {} s", Duration::from_millis(ms).as_secs());
+    vec![
+        sealing.name.to_string(),
+        format!("{}/{}", sealing.done_blocks, sealing.total_blocks),
+        sealing.failed_attempts.to_string(),
+        sealing.next_try_ms.map_or("-".into(), next_try),
+        sealing.last_error.clone().unwrap_or_else(|| "-".into()),
     ]
 }
 

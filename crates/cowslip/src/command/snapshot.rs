@@ -7,60 +7,136 @@ use std::time::{Duration, Instant};
 use cowslip_block::files::RealDir;
 use cowslip_snapshot::header::Header;
 use cowslip_snapshot::session::{Manifest, Seal, Session, SessionError, SnapshotOptions, Workers};
-use cowslip_snapshot::store::Caches;
+use cowslip_snapshot::store::{Caches, Store};
+use indicatif::ProgressBar;
 
 use super::{Context, open_store, surroundings};
 use crate::args::Snapshot;
-use crate::control::{self, Request};
-use crate::failure::Failure;
-use crate::report::{Taken, Unit, advance, bytes, complain, duration};
+use crate::control::{self, Answer, Request, Sealing};
+use crate::failure::{Failure, Kind};
+use crate::report::{Taken, Unit, advance, bytes, duration};
 
 /// A session that is locked, with no server that answers, is being opened or closed: for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A bar moves so often.
+const TICK: Duration = Duration::from_millis(100);
 
 pub(super) fn run(context: &Context, args: &Snapshot) -> Result<(), Failure> {
     let dir = RealDir::open(&args.session).map_err(|e| Failure::file(&args.session, &e))?;
     let dir = Arc::new(dir);
-    let request = Request::Snapshot {
-        name: args.name.to_string(),
-        replace: args.replace,
-        dedup: !args.no_dedup,
-    };
     let bar = context.report.progress("sealing", Unit::Blocks);
-    let give_up = Instant::now() + PATIENCE;
-    let taken = loop {
-        let asked = control::ask(&dir, &request, &mut |p| {
-            advance(&bar, p.done_blocks, p.total_blocks);
-        });
-        if let Some(taken) = asked {
-            break taken;
+    let answer = ask_or_do(context, args, &dir, &bar);
+    bar.finish_and_clear();
+    match answer.map_err(|f| f.about(args.session.display()))? {
+        Answer::Done(taken) => context.report.result(&taken, || describe(&taken)),
+        Answer::Cancelled => {
+            let name = &args.name;
+            context
+                .report
+                .result(&serde_json::json!({ "cancelled": name }), || {
+                    format!("{name} is given up; what was written stays, for the next snapshot")
+                })
         }
-        match at_rest(context, args, &dir) {
+        _ => Err(Failure::failed("the server answered something else")),
+    }
+}
+
+/// The server does it; where there is none, we do.
+fn ask_or_do(
+    context: &Context,
+    args: &Snapshot,
+    dir: &Arc<RealDir>,
+    bar: &ProgressBar,
+) -> Result<Answer, Failure> {
+    let name = args.name.to_string();
+    let request = match args.cancel {
+        true => Request::Cancel { name },
+        false => Request::Snapshot {
+            name,
+            replace: args.replace,
+            dedup: !args.no_dedup,
+        },
+    };
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        let mut patience = Patience {
+            context,
+            args,
+            bar,
+            failed_first: None,
+        };
+        if let Some(answer) = control::ask(dir, &request, &mut |a| patience.hear(a)) {
+            return answer;
+        }
+        match at_rest(context, args, dir, bar) {
             Err(SessionOr::InUse) if Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(SessionOr::InUse) => {
-                break Err(Failure::from(SessionError::InUse)
+                return Err(Failure::from(SessionError::InUse)
                     .hint("another process has it open, and is no server that answers"));
             }
-            Err(SessionOr::Other(failure)) => break Err(failure),
-            Ok(taken) => break Ok(taken),
+            Err(SessionOr::Other(failure)) => return Err(failure),
+            Ok(answer) => return Ok(answer),
         }
-    };
-    bar.finish_and_clear();
-    let taken = taken.map_err(|f| f.about(args.session.display()))?;
-    context.report.result(&taken, || {
-        let held = Duration::from_secs_f64(taken.held_us / 1e6);
-        let all = Duration::from_secs_f64(taken.seconds);
-        format!(
-            "snapshot {} ({}): {}; device held for {}, committed after {}",
-            taken.info.name,
-            bytes(taken.info.size_bytes),
-            taken.info.diff(),
-            duration(held),
-            duration(all),
-        )
-    })
+    }
+}
+
+fn describe(taken: &Taken) -> String {
+    let held = Duration::from_secs_f64(taken.held_us / 1e6);
+    let all = Duration::from_secs_f64(taken.seconds);
+    format!(
+        "snapshot {} ({}): {}; device held for {}, committed after {}",
+        taken.info.name,
+        bytes(taken.info.size_bytes),
+        taken.info.diff(),
+        duration(held),
+        duration(all),
+    )
+}
+
+/// How long to wait for a server that fails to store.
+struct Patience<'a> {
+    context: &'a Context,
+    args: &'a Snapshot,
+    bar: &'a ProgressBar,
+    /// When the first failure was heard of, and what it was.
+    failed_first: Option<(Instant, Sealing)>,
+}
+
+impl Patience<'_> {
+    /// Fails when it has run out.
+    fn hear(&mut self, answer: Answer) -> Result<(), Failure> {
+        match answer {
+            Answer::Progress {
+                done_blocks,
+                total_blocks,
+            } => advance(self.bar, done_blocks, total_blocks),
+            Answer::Retrying(sealing) if self.failed_first.is_none() => {
+                let said = format!("{}; it is tried again", why(&sealing));
+                self.bar.suspend(|| self.context.report.remark(&said));
+                self.failed_first = Some((Instant::now(), sealing));
+            }
+            _ => {}
+        }
+        match &self.failed_first {
+            Some((at, sealing)) if at.elapsed() >= self.args.timeout && !self.args.cancel => {
+                let name = &self.args.name;
+                let message = format!(
+                    "snapshot {name} is taken, is not stored yet, and will be: {}",
+                    why(sealing)
+                );
+                Err(Failure::new(Kind::Pending, message)
+                    .hint("`cowslip sessions` shows how it goes; --cancel gives it up"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn why(sealing: &Sealing) -> String {
+    let error = sealing.last_error.as_deref().unwrap_or("no reason given");
+    format!("storing {} failed: {error}", sealing.name)
 }
 
 /// Why a session at rest could not be snapshotted.
@@ -75,7 +151,12 @@ impl<E: Into<Failure>> From<E> for SessionOr {
     }
 }
 
-fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Taken, SessionOr> {
+fn at_rest(
+    context: &Context,
+    args: &Snapshot,
+    dir: &Arc<RealDir>,
+    bar: &ProgressBar,
+) -> Result<Answer, SessionOr> {
     let manifest = Manifest::read(&**dir)?.ok_or(SessionError::NotASession)?;
     let store_path = context.global.store.clone().unwrap_or(manifest.store);
     let store = open_store(&store_path, Caches::default())?;
@@ -88,10 +169,36 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
         Err(SessionError::InUse) => return Err(SessionOr::InUse),
         other => Arc::new(other?),
     };
-    let workers = Workers::start(&session, complain).map_err(|e| Failure::failed(e.to_string()))?;
-    // What was asked for before and interrupted comes first; how it ends was somebody else's business.
+    if args.cancel {
+        let seal = session.cancel(&args.name)?;
+        // The first in line is given up by whoever seals: by us.
+        session.seal_next();
+        let outcome = seal.wait(Duration::ZERO);
+        control::cancelled(&seal, outcome.unwrap_or(Err(SessionError::InUse)))?;
+        return Ok(Answer::Cancelled);
+    }
+    Ok(Answer::Done(take_at_rest(&session, &store, args, bar)?))
+}
+
+/// There is no server that would try again: what fails, fails.
+fn take_at_rest(
+    session: &Arc<Session>,
+    store: &Arc<Store>,
+    args: &Snapshot,
+    bar: &ProgressBar,
+) -> Result<Taken, Failure> {
+    let _workers = Workers::start(session, |_| {}).map_err(|e| Failure::failed(e.to_string()))?;
+    // What was asked for before and is not stored comes first. That it ended otherwise was
+    // somebody else's business; that it cannot be stored yet is ours as well, since we are behind it.
     for seal in session.pending() {
-        drop(end_of(&seal));
+        if let Err(NotStored::Yet(failure)) = end_of(&seal, bar) {
+            let name = seal.name();
+            return Err(failure
+                .about(format!(
+                    "{name}, which was asked for before, cannot be stored yet"
+                ))
+                .hint("make room and try again, or give it up with --cancel"));
+        }
     }
     let begun = Instant::now();
     let options = SnapshotOptions {
@@ -99,16 +206,39 @@ fn at_rest(context: &Context, args: &Snapshot, dir: &Arc<RealDir>) -> Result<Tak
         dedup: !args.no_dedup,
     };
     let seal = session.freeze(&args.name, &options)?;
-    let header = end_of(&seal)?;
-    drop(workers);
-    let taken = Taken::new(&store, &args.name, &header, seal.held(), begun.elapsed())?;
-    Ok(taken)
+    match end_of(&seal, bar) {
+        Ok(header) => Taken::new(store, &args.name, &header, seal.held(), begun.elapsed()),
+        Err(NotStored::Ever(error)) => Err(error.into()),
+        Err(NotStored::Yet(failure)) => {
+            session.cancel(&args.name)?;
+            // It may have been stored at the last moment.
+            while seal.wait(TICK).is_none() {}
+            match seal.wait(Duration::ZERO) {
+                Some(Ok(header)) => {
+                    Taken::new(store, &args.name, &header, seal.held(), begun.elapsed())
+                }
+                _ => Err(failure),
+            }
+        }
+    }
 }
 
-fn end_of(seal: &Seal) -> Result<Arc<Header>, SessionError> {
+/// Why a seal has not ended well, or has not ended.
+enum NotStored {
+    Ever(SessionError),
+    Yet(Failure),
+}
+
+/// Waits for the end of a seal, or for its first attempt to fail.
+fn end_of(seal: &Seal, bar: &ProgressBar) -> Result<Arc<Header>, NotStored> {
     loop {
-        if let Some(outcome) = seal.wait(Duration::from_millis(100)) {
-            return outcome;
+        if let Some(outcome) = seal.wait(TICK) {
+            return outcome.map_err(NotStored::Ever);
         }
+        if let Some(error) = seal.attempts().last_error {
+            return Err(NotStored::Yet(SessionError::Seal(error).into()));
+        }
+        let progress = seal.progress();
+        advance(bar, progress.done_blocks, progress.total_blocks);
     }
 }

@@ -1,9 +1,14 @@
 //! A full disk: what cannot be done fails and says so, the rest goes on, and all of it works again
 //! when there is room. On a small tmpfs of its own, so only as root.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Stdio};
 
 use cowslip_nbd::{Client, ClientError, Errno};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::bytes::{MIB, assert_same, cache_room, noise};
 use crate::rig::{Rig, said, until};
@@ -124,50 +129,177 @@ fn a_session_on_a_full_disk() {
     drop(tmpfs);
 }
 
+impl Tmpfs {
+    /// Takes all the room that is left.
+    fn fill_up(&self) {
+        let mut filler = std::fs::File::create(self.0.join("tmp/filler")).unwrap();
+        let page = [1; 4096];
+        while filler.write_all(&page).is_ok() {}
+    }
+}
+
+/// A command that waits, and what it says meanwhile.
+struct Waiting {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Waiting {
+    fn start(rig: &Rig, line: &str) -> Self {
+        let mut command = rig.command(line.split_whitespace());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr }
+    }
+
+    fn hears(&mut self, text: &str) {
+        let mut line = String::new();
+        self.stderr.read_line(&mut line).unwrap();
+        assert!(line.contains(text), "{line}");
+    }
+}
+
+/// The snapshots on their way in the one session that there is.
+fn on_their_way(rig: &Rig) -> Vec<Value> {
+    let sessions = rig.json("sessions");
+    sessions[0]["live"]["sealing"].as_array().unwrap().clone()
+}
+
 #[test]
-fn a_snapshot_into_a_full_store() {
+fn snapshots_into_a_full_store_wait_for_room() {
+    let test = "snapshots_into_a_full_store_wait_for_room";
     let rig = Rig::new();
-    let test = "a_snapshot_into_a_full_store";
-    let Some(tmpfs) = Tmpfs::mount(test, &rig, "store", 24) else {
+    let Some(tmpfs) = Tmpfs::mount(test, &rig, "store", 40) else {
+        return;
+    };
+    rig.import("base", &noise(1, 8 * MIB));
+    rig.import("unwanted", &noise(9, 24 * MIB));
+    let served = rig.serve("base --session s");
+    let mut client = served.client();
+    client.write(0, &noise(2, 8 * MIB)).unwrap();
+    let one = served.read_all();
+    tmpfs.fill_up();
+    let objects = || {
+        let count = |dir| std::fs::read_dir(tmpfs.0.join(dir)).unwrap().count();
+        (count("layers"), count("headers"), count("tmp"))
+    };
+    let before = objects();
+
+    // It is taken, says that it waits, and goes on waiting; whoever does not want to wait is told.
+    let mut waiting = Waiting::start(&rig, "snapshot s one --timeout 5m");
+    waiting.hears("tried again");
+    client.write(4096, b"after one").unwrap();
+    let said = rig.fails(6, "snapshot s two --timeout 0s");
+    assert!(
+        said.contains("two is taken")
+            && said.contains("storing one failed")
+            && said.contains("space"),
+        "{said}"
+    );
+    client.write(9000, b"after two").unwrap();
+    let three = served.read_all();
+    // Ctrl-C ends the command, not the snapshot.
+    let mut interrupted = Waiting::start(&rig, "snapshot s three");
+    interrupted.hears("storing one failed");
+    kill_process(Pid::from_child(&interrupted.child), Signal::INT).unwrap();
+    assert_eq!(interrupted.child.wait().unwrap().signal(), Some(2));
+    client.write(20_000, b"after three").unwrap();
+    let now = served.read_all();
+    let way = on_their_way(&rig);
+    let names: Vec<_> = way.iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["one", "two", "three"]);
+    assert!(way[0]["failed_attempts"].as_u64().unwrap() > 0, "{way:?}");
+    assert!(way[0]["last_error"].as_str().unwrap().contains("space"));
+    assert!(way[0]["next_try_ms"].as_u64().unwrap() <= 30_000);
+    assert!(rig.ok("sessions").contains("ON ITS WAY"));
+    assert_eq!(objects(), before, "nothing is left of the attempts");
+    let said = rig.fails(1, "snapshot s two");
+    assert!(
+        said.contains("two already"),
+        "a name on its way is taken: {said}"
+    );
+    rig.fails(3, "inspect one");
+
+    // One is given up: its name is free, its bytes stay.
+    assert_eq!(rig.json("snapshot s two --cancel")["cancelled"], "two");
+    rig.fails(3, "snapshot s two --cancel");
+    assert_eq!(on_their_way(&rig).len(), 2);
+    assert_same(&served.read_all(), &now, "the session");
+
+    // A collection works on the full disk. With the room that it makes the others appear.
+    rig.ok("rm unwanted");
+    assert!(rig.json("gc")["removed_bytes"].as_u64().unwrap() > 20 << 20);
+    assert!(waiting.child.wait().unwrap().success());
+    until("the third", || {
+        rig.run("inspect three").status.success().then_some(())
+    });
+    assert_eq!(on_their_way(&rig).len(), 0);
+    for (name, bytes) in [("one", &one), ("three", &three)] {
+        rig.ok(&format!("verify {name}"));
+        assert_same(&rig.export(name), bytes, name);
+    }
+    rig.fails(3, "inspect two");
+    assert_same(&served.read_all(), &now, "the session");
+    // What was frozen is given back.
+    until("room", || {
+        (cache_room(&rig.path("s")) < MIB as u64).then_some(())
+    });
+    assert_eq!(rig.json("gc")["removed_bytes"], 0);
+    // Said once, and not again with each attempt.
+    let said = served.end();
+    assert_eq!(said.matches("not stored yet").count(), 1, "{said}");
+}
+
+#[test]
+fn a_server_killed_with_a_full_store_goes_on_there() {
+    let test = "a_server_killed_with_a_full_store_goes_on_there";
+    let rig = Rig::new();
+    let Some(tmpfs) = Tmpfs::mount(test, &rig, "store", 40) else {
         return;
     };
     rig.import("base", &noise(1, 8 * MIB));
     let served = rig.serve("base --session s");
-    let mut client = served.client();
-    client.write(0, &noise(2, 8 * MIB)).unwrap();
-    let filler = tmpfs.0.join("tmp/filler");
-    std::fs::write(&filler, vec![1; 12 * MIB]).unwrap();
-    for _ in 0..2 {
-        let said = rig.fails(1, "snapshot s one");
-        assert!(said.contains("space") && said.contains("kept"), "{said}");
-        rig.fails(3, "inspect one");
-    }
-    // Nothing is left of the tries, nothing lost, and it goes on.
-    assert_eq!(std::fs::read_dir(tmpfs.0.join("tmp")).unwrap().count(), 1);
-    assert_same(&served.read_all(), &noise(2, 8 * MIB), "the session");
-    client.write(4096, b"more").unwrap();
-    rig.ok("verify base");
-    // Killed and served again, it is still all there.
+    served.client().write(0, &noise(2, 8 * MIB)).unwrap();
+    let one = served.read_all();
+    tmpfs.fill_up();
+    rig.fails(6, "snapshot s one --timeout 0s");
     served.kill();
     let served = rig.serve("--session s");
-    let mut wanted = noise(2, 8 * MIB);
-    wanted[4096..4100].copy_from_slice(b"more");
-    assert_same(&served.read_all(), &wanted, "after the kill");
-    std::fs::remove_file(&filler).unwrap();
-    rig.ok("snapshot s one");
-    rig.ok("verify one");
-    let info = rig.inspect("one");
-    assert_eq!(
-        (&info["dirty_blocks"], &info["parent_name"]),
-        (&2048.into(), &"base".into())
-    );
-    // What was frozen for the tries went into it, and is given back.
-    assert!(cache_room(&rig.path("s")) < MIB as u64);
-    let out = rig.path("out.raw");
-    rig.ok(&format!("export one {}", out.display()));
-    assert_same(&std::fs::read(out).unwrap(), &wanted, "the snapshot");
+    until("an attempt", || {
+        let failed = on_their_way(&rig)[0]["failed_attempts"].as_u64();
+        (failed? > 0).then_some(())
+    });
+    served.client().write(4096, b"more").unwrap();
+    rig.fails(6, "snapshot s two --timeout 0s");
+    let two = served.read_all();
     served.end();
-    drop(tmpfs);
+    // At rest nobody would try again: a new one fails at once, and loses its name; an old one is kept.
+    let said = rig.fails(1, "snapshot s rest");
+    assert!(said.contains("one, which was asked for before"), "{said}");
+    rig.ok("snapshot s one --cancel");
+    rig.fails(3, "snapshot s one --cancel");
+    std::fs::remove_file(tmpfs.0.join("tmp/filler")).unwrap();
+    let served = rig.serve("--session s");
+    until("the second", || {
+        rig.run("inspect two").status.success().then_some(())
+    });
+    assert_same(
+        &rig.export("two"),
+        &two,
+        "two, with what was written for one",
+    );
+    rig.fails(3, "inspect one");
+    served.client().write(0, &noise(4, 8 * MIB)).unwrap();
+    let now = served.read_all();
+    served.end();
+    tmpfs.fill_up();
+    let said = rig.fails(1, "snapshot s rest");
+    assert!(said.contains("space") && said.contains("kept"), "{said}");
+    std::fs::remove_file(tmpfs.0.join("tmp/filler")).unwrap();
+    rig.ok("snapshot s rest");
+    assert_same(&rig.export("rest"), &now, "at rest");
+    assert!(one != now, "the cancelled one was another");
 }
 
 #[test]

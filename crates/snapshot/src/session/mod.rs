@@ -104,6 +104,10 @@ pub struct Status {
     pub journal_bytes: u64,
     /// Frozen caches that are not sealed yet.
     pub frozen: usize,
+    /// Memory for the states of all caches, in bytes.
+    pub state_memory_bytes: u64,
+    /// Memory that the seal holds that is being made, in bytes.
+    pub seal_memory_bytes: u64,
     /// Why writes are refused, if they are.
     pub poisoned: Option<String>,
 }
@@ -324,6 +328,7 @@ impl Session {
             zero_blocks: count(BlockState::Zero) + held_blocks,
             held_blocks,
             frozen: stack.frozen().len(),
+            seal_memory_bytes: self.next_seal().map_or(0, |s| s.progress().memory_bytes),
             poisoned: self.health.reason().map(str::to_owned),
             ..Status::default()
         };
@@ -331,6 +336,7 @@ impl Session {
             let (cache_bytes, journal_bytes) = cache.room()?;
             status.cache_bytes += cache_bytes;
             status.journal_bytes += journal_bytes;
+            status.state_memory_bytes += cache.export().memory_bytes();
         }
         Ok(status)
     }
