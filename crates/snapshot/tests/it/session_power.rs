@@ -101,6 +101,10 @@ pub(crate) fn check_after(disk: &MemoryFs, mut oracle: Oracle, kill: bool, what:
     }
     world.check_names(&oracle, what);
     assert!(world.read() == found, "{what}: sealing changed the device");
+    // What was reported stays, also what the run before had named and not made durable.
+    let cut = disk.after_cut(Forget::Unsynced);
+    let later = World::open(&*cut.root(), 9).unwrap_or_else(|e| panic!("{what}: {e}"));
+    later.check_names(&oracle, &format!("{what}, and a power cut after the seals"));
     for step in [
         write(3, BLOCK),
         Step::Trim {
