@@ -199,4 +199,18 @@ mod tests {
         assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
         assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
     }
+
+    #[test]
+    fn an_attempt_is_due_at_once_then_after_a_pause_and_when_it_is_cancelled() {
+        let seal = Seal::new("one".parse().unwrap(), Duration::ZERO);
+        assert_eq!(seal.due_in(), Duration::ZERO);
+        for _ in 0..8 {
+            seal.failed(SealError::Session("the disk is full".into()));
+        }
+        let due = seal.due_in();
+        assert!(LONGEST_PAUSE / 2 < due && due <= LONGEST_PAUSE, "{due:?}");
+        assert_eq!(seal.attempts().failed, 8);
+        seal.cancel();
+        assert_eq!(seal.due_in(), Duration::ZERO);
+    }
 }

@@ -211,12 +211,19 @@ fn a_seal_that_is_taken_up_relies_on_nothing_that_was_left() {
 
 #[test]
 fn attempts_without_end_do_not_fill_the_store() {
+    let every = |call, name| Rule::every(call, ENOSPC).on(name);
+    attempts_without_end(every(Call::Rename, "-"));
+    attempts_without_end(every(Call::SyncDir, "layers"));
+    attempts_without_end(every(Call::SyncDir, "headers"));
+}
+
+fn attempts_without_end(rule: Rule) {
     let (_disk, faults, root, mut world) = faulty();
     let mut oracle = Oracle::new();
     two_frozen(&mut world, &mut oracle);
     let seal = world.session.next_seal().unwrap();
     let before = objects(&*root);
-    faults.add(Rule::every(Call::Rename, ENOSPC).on("-"));
+    faults.add(rule);
     let lease_bytes = || {
         let leases = root.open_dir("store").unwrap().open_dir("leases").unwrap();
         let names = leases.list().unwrap();
@@ -238,6 +245,27 @@ fn attempts_without_end_do_not_fill_the_store() {
         assert!(world.step(&Step::Seal, &mut oracle));
     }
     world.check_names(&oracle, "in the end");
+}
+
+#[test]
+fn a_name_that_stands_although_it_failed_is_found_by_the_next_attempt() {
+    let (_disk, faults, root, mut world) = faulty();
+    let mut oracle = Oracle::new();
+    two_frozen(&mut world, &mut oracle);
+    faults.add(Rule::once(Call::SyncDir, EIO).on("snapshots"));
+    faults.add(Rule::once(Call::Remove, EIO).on("first"));
+    assert!(!world.step(&Step::Seal, &mut oracle));
+    assert!(world.store.has(&name("first")).unwrap());
+    assert_eq!(faults.failed(), 2);
+    // Cancelled too late: it is stored.
+    let seal = world.session.cancel(&name("first")).unwrap();
+    assert!(world.session.seal_next());
+    assert!(ended(&seal).unwrap().is_ok());
+    assert!(world.step(&Step::Seal, &mut oracle));
+    world.check_names(&oracle, "both");
+    assert_eq!(gc(&world.store).removed, []);
+    drop(world);
+    assert!(World::open(&*root, 1).unwrap().read() == oracle.image());
 }
 
 #[test]
