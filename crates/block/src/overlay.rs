@@ -20,7 +20,7 @@
 //! Not here: what becomes of a frozen cache (the session seals it), and any wire.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::cache::{BlockState, Cache};
@@ -106,16 +106,18 @@ impl Overlay {
     }
 
     /// Puts `base` in the place of the oldest `count` frozen caches and the base below them: it
-    /// holds what they held.
-    pub fn retire(&self, count: usize, base: Arc<dyn Device>) {
+    /// holds what they held. Returns the old base, which lives as long as a request reads it.
+    pub fn retire(&self, count: usize, base: Arc<dyn Device>) -> Weak<dyn Device> {
         let mut stack = self.stack.write().unwrap_or_else(PoisonError::into_inner);
         let kept = stack.frozen.len() - count;
         let frozen = stack.frozen[..kept].to_vec();
+        let old = Arc::downgrade(&stack.base);
         *stack = Arc::new(Stack {
             top: Arc::clone(&stack.top),
             frozen,
             base,
         });
+        old
     }
 
     fn check(&self, range: ByteRange) -> Result<(), DeviceError> {

@@ -9,6 +9,7 @@
 //! [`seal`], and [`roots`] and [`gc`] for what keeps an object. The bytes are
 //! described in `docs/format.md`.
 
+pub mod compact;
 pub mod diff;
 pub mod error;
 pub mod export;
@@ -30,7 +31,6 @@ pub mod verify;
 /// What headers say that they were made by.
 pub const MADE_BY: &str = concat!("cowslip ", env!("CARGO_PKG_VERSION"));
 
-mod caches;
 mod checked_json;
 mod codec;
 mod pending;

@@ -42,7 +42,7 @@ pub const MADE_BY_BYTES_MAX: usize = 64;
 pub const GENERATION_MAX: u64 = u32::MAX as u64;
 
 /// One lease: what one operation writes or reads.
-pub const LEASE_BYTES_MAX: u64 = 1 << 20;
+pub const LEASE_BYTES_MAX: u64 = 64 << 20;
 
 /// What a store notes of one session.
 pub const SESSION_RECORD_BYTES_MAX: u64 = 64 << 10;

@@ -12,6 +12,7 @@ use cowslip_block::files::{File, read_all};
 
 use crate::codec::{Hash, Reader};
 use crate::error::ObjectError;
+use crate::header::Header;
 use crate::ids::{HeaderId, SnapshotName};
 
 const MARKER_MAGIC: [u8; 8] = *b"cowslipS";
@@ -47,6 +48,15 @@ pub(crate) fn check_marker(file: &dyn File) -> Result<(), ObjectError> {
 }
 
 impl Record {
+    pub(crate) fn of(header: &Header) -> Self {
+        Self {
+            header: header.id(),
+            object_bytes: header.object_bytes(),
+            tail_hash: header.tail_hash(),
+            origin: header.meta().origin,
+        }
+    }
+
     pub(crate) fn encode(&self, name: &SnapshotName) -> Vec<u8> {
         let mut out = begin(RECORD_MAGIC, RECORD_VERSION);
         out.extend(self.header.0.as_bytes());

@@ -25,11 +25,12 @@ use std::sync::Arc;
 
 use cowslip_block::BlockSize;
 use cowslip_block::files::{Access, Dir};
+use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
 use uuid::Uuid;
 
-use crate::caches::{self, Frames, OpenLayers};
 use crate::error::{ObjectError, StoreError};
-use crate::header::{self, Header, HeaderSpec, Nodes, UncheckedHeader, object_name};
+use crate::header::{self, Header, HeaderSpec, Nodes, Relocation, UncheckedHeader, object_name};
 use crate::host::Host;
 use crate::ids::{HeaderId, LayerId, SnapshotName};
 use crate::layer::{Layer, LayerWriter};
@@ -39,9 +40,7 @@ use crate::record::{self, Record};
 use crate::roots::lease::Protected;
 use crate::roots::{Lease, RootLock, SessionRecord};
 
-pub use crate::caches::Caches;
-
-pub(crate) const MARKER: &str = "store";
+const MARKER: &str = "store";
 const LAYERS: &str = "layers";
 const HEADERS: &str = "headers";
 const SNAPSHOTS: &str = "snapshots";
@@ -49,9 +48,28 @@ const TMP: &str = "tmp";
 const LEASES: &str = "leases";
 const SESSIONS: &str = "sessions";
 
-/// All that a store's directory holds.
-pub(crate) const STORE_ENTRIES: [&str; 7] =
-    [MARKER, LAYERS, HEADERS, SNAPSHOTS, TMP, LEASES, SESSIONS];
+/// Open layers, by the memory of their indexes: each counts for its index and this much, so that
+/// at most 256 are open. One with the largest index fits.
+const OPEN_LAYERS_BYTES: u64 = 512 << 20;
+const OPEN_LAYER_BYTES: u64 = 2 << 20;
+
+/// How much memory the caches of a store may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Caches {
+    /// Decoded frames of layers, shared by all images.
+    pub frame_bytes: u64,
+    /// Decoded nodes of maps, shared by all headers.
+    pub node_bytes: u64,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self {
+            frame_bytes: 256 << 20,
+            node_bytes: 64 << 20,
+        }
+    }
+}
 
 /// What one snapshot added to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +105,24 @@ pub struct StandsFor {
     pub header: HeaderId,
 }
 
+#[derive(Clone)]
+struct LayerWeight;
+
+impl Weighter<LayerId, Arc<Layer>> for LayerWeight {
+    fn weight(&self, _: &LayerId, layer: &Arc<Layer>) -> u64 {
+        layer.weight() + OPEN_LAYER_BYTES
+    }
+}
+
+#[derive(Clone)]
+struct FrameWeight;
+
+impl Weighter<(LayerId, u64), Arc<[u8]>> for FrameWeight {
+    fn weight(&self, _: &(LayerId, u64), frame: &Arc<[u8]>) -> u64 {
+        frame.len() as u64 + 128
+    }
+}
+
 /// A store, open. Everything may be called from any thread.
 pub struct Store {
     host: Arc<dyn Host>,
@@ -98,8 +134,8 @@ pub struct Store {
     sessions: Arc<dyn Dir>,
     nodes: Arc<Nodes>,
     reads: Arc<Reads>,
-    open_layers: OpenLayers,
-    frames: Frames,
+    open_layers: Cache<LayerId, Arc<Layer>, LayerWeight>,
+    frames: Cache<(LayerId, u64), Arc<[u8]>, FrameWeight>,
 }
 
 impl fmt::Debug for Store {
@@ -116,34 +152,13 @@ impl Store {
     /// # Errors
     /// `NotAStore` with a hint, `Version`, `Corrupt` for a damaged marker, `Io`.
     pub fn open(dir: &dyn Dir, host: Arc<dyn Host>, caches: Caches) -> Result<Self, StoreError> {
-        check_marker(dir)?;
-        Self::open_unmarked(dir, host, caches)
-    }
-
-    /// The same, whatever is wrong with the marker, which comes back. Without one, only a directory
-    /// that holds all that a store needs is taken for one.
-    pub(crate) fn open_damaged(
-        dir: &dyn Dir,
-        host: Arc<dyn Host>,
-        caches: Caches,
-    ) -> Result<(Self, Option<StoreError>), StoreError> {
-        let mut marker = check_marker(dir).err();
-        if let Some(StoreError::NotAStore { .. }) = marker {
-            let needed = [LAYERS, HEADERS, SNAPSHOTS];
-            if needed.iter().any(|name| dir.open_dir(name).is_err()) {
-                return Err(marker.expect("it was just looked at"));
-            }
-            let why = "the file is not there";
-            marker = Some(ObjectError::damaged("all of it", why).of(MARKER));
-        }
-        Ok((Self::open_unmarked(dir, host, caches)?, marker))
-    }
-
-    fn open_unmarked(
-        dir: &dyn Dir,
-        host: Arc<dyn Host>,
-        caches: Caches,
-    ) -> Result<Self, StoreError> {
+        let marker = dir.open(MARKER, Access::Read).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => StoreError::NotAStore {
+                why: "it has no file `store`; a first import makes one".to_owned(),
+            },
+            _ => StoreError::io("opening the file `store`", e),
+        })?;
+        record::check_marker(marker.as_ref()).map_err(|e| e.of(MARKER))?;
         let open_dir = |name: &str| {
             dir.open_dir(name)
                 .map_err(|e| ObjectError::from(e).of(format!("{name}/")))
@@ -164,8 +179,8 @@ impl Store {
             tmp: open_kept(dir, TMP)?,
             leases: open_kept(dir, LEASES)?,
             sessions: open_kept(dir, SESSIONS)?,
-            open_layers: caches::open_layers(),
-            frames: caches::frames(caches.frame_bytes),
+            open_layers: open_layers_cache(),
+            frames: frames_cache(caches.frame_bytes),
         })
     }
 
@@ -315,9 +330,32 @@ impl Store {
             return Err(StoreError::Invalid(why));
         }
         let object = header::encode(spec, id, self.host.now_unix_ms(), &self.nodes)?;
+        self.put_header_object(lease, id, &object)
+    }
+
+    /// Stores the same image, relocated; nothing where it stays as it is.
+    pub(crate) fn put_relocated(
+        &self,
+        lease: &Lease,
+        old: &Header,
+        relocation: &mut Relocation<'_>,
+    ) -> Result<Option<Arc<Header>>, StoreError> {
+        let id = HeaderId(self.host.new_uuid());
+        let object = relocation.encode(old, id)?;
+        object
+            .map(|object| self.put_header_object(lease, id, &object))
+            .transpose()
+    }
+
+    fn put_header_object(
+        &self,
+        lease: &Lease,
+        id: HeaderId,
+        object: &[u8],
+    ) -> Result<Arc<Header>, StoreError> {
         lease.protect(Protected::Header(id))?;
         let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(&object)?;
+        pending.append(object)?;
         let name = id.to_string();
         let stored = pending.commit_over(self.headers.as_ref(), &name);
         self.nodes.forget(id);
@@ -367,14 +405,8 @@ impl Store {
         header: &Header,
         replace: bool,
     ) -> Result<(), StoreError> {
-        let record = Record {
-            header: header.id(),
-            object_bytes: header.object_bytes(),
-            tail_hash: header.tail_hash(),
-            origin: header.meta().origin,
-        };
         let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(&record.encode(name))?;
+        pending.append(&Record::of(header).encode(name))?;
         if replace {
             let _roots = RootLock::take(&self.leases)?;
             pending.commit_over(self.snapshots.as_ref(), name.as_str())
@@ -392,6 +424,27 @@ impl Store {
         synced.map_err(|e| StoreError::io("syncing snapshots/", e))
     }
 
+    /// Lets a name stand for another header of the same snapshot; false where it does not stand for
+    /// `old` any more.
+    pub(crate) fn exchange(
+        &self,
+        lease: &Lease,
+        name: &SnapshotName,
+        old: HeaderId,
+        new: &Header,
+    ) -> Result<bool, StoreError> {
+        let mut pending = Pending::create(&self.tmp, lease)?;
+        pending.append(&Record::of(new).encode(name))?;
+        let _roots = RootLock::take(&self.leases)?;
+        match self.record(name) {
+            Ok(record) if record.header == old => {}
+            Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        pending.commit_over(self.snapshots.as_ref(), name.as_str())?;
+        Ok(true)
+    }
+
     /// The header that a name stands for.
     ///
     /// # Errors
@@ -400,7 +453,7 @@ impl Store {
         self.open_recorded(&self.record(name)?)
     }
 
-    pub(crate) fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
+    fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
         let header = self.open_header(record.header)?;
         let is_it = header.object_bytes() == record.object_bytes
             && header.tail_hash() == record.tail_hash
@@ -472,11 +525,10 @@ impl Store {
         self.reads.so_far()
     }
 
-    /// What a name stands for, as it is written.
-    pub(crate) fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {
+    fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {
         let file = self.snapshots.open(name.as_str(), Access::Read);
         let file = file.map_err(|e| absent_or_io(name, "opening", e))?;
-        Record::read(file.as_ref(), name).map_err(|e| e.of(record_name(name)))
+        Record::read(file.as_ref(), name).map_err(|e| e.of(format!("snapshots/{name}")))
     }
 
     /// The sessions that need something of this store, as far as they are known to it.
@@ -492,17 +544,31 @@ impl Store {
         SessionRecord::read(&*self.sessions, &id.to_string()).ok()?
     }
 
-    /// What is noted of one session, if it is there.
-    pub(crate) fn session_record(&self, id: Uuid) -> Result<Option<SessionRecord>, StoreError> {
-        SessionRecord::read(&*self.sessions, &id.to_string())
-    }
-
     /// Notes what a session needs, durably.
     ///
     /// # Errors
     /// `NoSpace`, `Io`.
     pub fn put_session(&self, record: &SessionRecord) -> Result<(), StoreError> {
         record.put(&RootLock::take(&self.leases)?, &self.sessions)
+    }
+
+    /// Tells a session that `new` is the same image as `old`, which it stands on; both are kept until it
+    /// has gone over. Nothing where it does not stand on that any more.
+    pub(crate) fn move_session(
+        &self,
+        id: Uuid,
+        old: HeaderId,
+        new: HeaderId,
+    ) -> Result<Option<SessionRecord>, StoreError> {
+        let roots = RootLock::take(&self.leases)?;
+        let found = SessionRecord::read(&*self.sessions, &id.to_string())?;
+        let Some(mut record) = found.filter(|r| r.headers == [old] && r.moved.is_none()) else {
+            return Ok(None);
+        };
+        record.headers.push(new);
+        record.moved = Some(new);
+        record.put(&roots, &self.sessions)?;
+        Ok(Some(record))
     }
 
     /// Forgets a session: nothing is kept for it any more.
@@ -513,16 +579,11 @@ impl Store {
         SessionRecord::remove(id, &RootLock::take(&self.leases)?, &self.sessions)
     }
 
-    pub(crate) fn nodes(&self) -> &Arc<Nodes> {
-        &self.nodes
-    }
-
-    /// The directories, for who looks at all that is there.
+    /// The directories, for the collector.
     pub(crate) fn dirs(&self) -> Dirs<'_> {
         Dirs {
             layers: &self.layers,
             headers: &self.headers,
-            snapshots: &self.snapshots,
             tmp: &self.tmp,
             leases: &self.leases,
             sessions: &self.sessions,
@@ -534,7 +595,6 @@ impl Store {
 pub(crate) struct Dirs<'a> {
     pub(crate) layers: &'a Arc<dyn Dir>,
     pub(crate) headers: &'a Arc<dyn Dir>,
-    pub(crate) snapshots: &'a Arc<dyn Dir>,
     pub(crate) tmp: &'a Arc<dyn Dir>,
     pub(crate) leases: &'a Arc<dyn Dir>,
     pub(crate) sessions: &'a Arc<dyn Dir>,
@@ -556,26 +616,6 @@ fn open_kept(store: &dyn Dir, name: &str) -> Result<Arc<dyn Dir>, StoreError> {
     }
 }
 
-fn check_marker(dir: &dyn Dir) -> Result<(), StoreError> {
-    let marker = dir.open(MARKER, Access::Read).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => StoreError::NotAStore {
-            why: "it has no file `store`; a first import makes one".to_owned(),
-        },
-        _ => StoreError::io("opening the file `store`", e),
-    })?;
-    record::check_marker(marker.as_ref()).map_err(|e| e.of(MARKER))
-}
-
-/// A record's path in the store.
-pub(crate) fn record_name(name: &SnapshotName) -> String {
-    format!("{SNAPSHOTS}/{name}")
-}
-
-/// The path of what is noted of a session.
-pub(crate) fn session_name(id: Uuid) -> String {
-    format!("{SESSIONS}/{id}")
-}
-
 /// A layer object's path in the store.
 pub(crate) fn layer_name(id: LayerId) -> String {
     format!("{LAYERS}/{id}")
@@ -588,4 +628,26 @@ fn absent_or_io(name: &SnapshotName, what: &str, error: io::Error) -> StoreError
         },
         _ => StoreError::io(format!("{what} snapshots/{name}"), error),
     }
+}
+
+/// One shard: a layer with the largest index must fit, and opening is rare.
+fn open_layers_cache() -> Cache<LayerId, Arc<Layer>, LayerWeight> {
+    let options = OptionsBuilder::new()
+        .shards(1)
+        .estimated_items_capacity(256)
+        .weight_capacity(OPEN_LAYERS_BYTES)
+        .build()
+        .expect("all that is needed is given");
+    Cache::with_options(
+        options,
+        LayerWeight,
+        quick_cache::DefaultHashBuilder::default(),
+        quick_cache::sync::DefaultLifecycle::default(),
+    )
+}
+
+fn frames_cache(bytes: u64) -> Cache<(LayerId, u64), Arc<[u8]>, FrameWeight> {
+    let frames = bytes / u64::from(crate::limits::FRAME_BYTES);
+    let estimate = usize::try_from(frames).unwrap_or(usize::MAX).max(1);
+    Cache::with_weighter(estimate, bytes, FrameWeight)
 }

@@ -1,8 +1,8 @@
 //! The crate from outside: one binary, a module a subject.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-#[path = "it/damage.rs"]
-mod damage;
+#[path = "it/compact.rs"]
+mod compact;
 #[path = "it/diff.rs"]
 mod diff;
 #[path = "it/faults.rs"]

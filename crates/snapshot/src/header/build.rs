@@ -4,6 +4,8 @@
 //! covers becomes one slot; the others are rebuilt, children first, and appended to the object.
 //! A node that comes out as it was is not written again.
 
+use std::collections::HashMap;
+
 use cowslip_block::units::SIZE_BYTES_MAX;
 use cowslip_block::{BlockIndex, BlockSize};
 
@@ -52,11 +54,7 @@ pub(crate) fn encode(
     let (old_root, old_height) = spec
         .parent
         .map_or((Slot::Nil, 0), |p| (p.root(), p.height()));
-    let mut builder = Builder {
-        nodes,
-        own: id,
-        out: Vec::new(),
-    };
+    let mut builder = Builder::new(nodes, id);
     let root = builder.root(&old_root, old_height, height_of(blocks), spec.changes)?;
     let generation = spec.parent.map_or(0, |p| p.meta().generation + 1);
     if generation > GENERATION_MAX {
@@ -78,7 +76,7 @@ pub(crate) fn encode(
         figures: spec.figures,
         payload_bytes: spec.layer.map_or(0, |l| l.stored_bytes),
     };
-    let mut out = builder.out;
+    let mut out = builder.into_bytes();
     let tail = Tail {
         meta,
         root,
@@ -141,13 +139,23 @@ fn check_spec(spec: &HeaderSpec<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-struct Builder<'a> {
-    nodes: &'a Nodes,
+/// The nodes of a header object, while they are being written.
+pub(super) struct Builder<'a> {
+    pub(super) nodes: &'a Nodes,
     own: HeaderId,
     out: Vec<u8>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    pub(super) fn new(nodes: &'a Nodes, own: HeaderId) -> Self {
+        let out = Vec::new();
+        Self { nodes, own, out }
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.out
+    }
+
     /// The root at `level` of what had its root at `old_level` before the device grew.
     fn root(
         &mut self,
@@ -240,10 +248,19 @@ impl Builder<'_> {
                 Node::Inner { .. } => unreachable!("the level was checked, and is 0"),
             },
         };
-        let after = overlay(&before, changes, span);
-        match after.as_slice() {
+        self.put_leaf(&overlay(&before, changes, span), base, old)
+    }
+
+    /// A leaf of these runs, which have no zeros among them, or the slot that says the same.
+    pub(super) fn put_leaf(
+        &mut self,
+        runs: &[MapRun],
+        base: BlockIndex,
+        old: &Slot,
+    ) -> Result<Slot, StoreError> {
+        match runs {
             [] => Ok(Slot::Nil),
-            [only] if only.blocks == span => Ok(slot_of(only.to)),
+            [only] if only.blocks == span_at(0, base) => Ok(slot_of(only.to)),
             runs => {
                 let runs = runs.iter().filter_map(|r| LeafRun::in_leaf(*r, base));
                 self.put(&Node::Leaf(runs.collect()), old)
@@ -252,7 +269,12 @@ impl Builder<'_> {
     }
 
     /// An inner node, or the slot that says the same without one.
-    fn put_inner(&mut self, level: u8, slots: Box<Slots>, old: &Slot) -> Result<Slot, StoreError> {
+    pub(super) fn put_inner(
+        &mut self,
+        level: u8,
+        slots: Box<Slots>,
+        old: &Slot,
+    ) -> Result<Slot, StoreError> {
         if let first @ (Slot::Nil | Slot::Run { .. }) = slots[0] {
             let goes_on = |(i, slot): (usize, &Slot)| match (first, *slot) {
                 (Slot::Nil, Slot::Nil) => true,
@@ -288,7 +310,7 @@ impl Builder<'_> {
     }
 }
 
-fn slot_of(to: Target) -> Slot {
+pub(super) fn slot_of(to: Target) -> Slot {
     match to {
         Target::Zero => Slot::Nil,
         Target::Layer { id: layer, at } => Slot::Run { layer, at },
@@ -297,15 +319,16 @@ fn slot_of(to: Target) -> Slot {
 
 /// Invariant 8: reads the object as a reader will: its tail, and each of its nodes from the root
 /// down. Every byte must belong to one of them.
-fn check_again(object: &[u8], written: &Tail) -> Result<(), ObjectError> {
+pub(super) fn check_again(object: &[u8], written: &Tail) -> Result<(), ObjectError> {
     let last = &object[object.len().saturating_sub(TAIL_BYTES_MAX)..];
     let (tail, _) = Tail::decode(last, object.len() as u64)?;
     if tail != *written {
         return Err(ObjectError::damaged("the metadata", "it reads as another"));
     }
-    let mut seen = 0;
+    let mut seen = HashMap::new();
     let height = height_of(tail.meta.blocks());
     check_nodes(object, tail.meta.id, &tail.root, height, &mut seen)?;
+    let seen: u64 = seen.values().map(|len| u64::from(*len)).sum();
     if seen != tail.nodes_bytes {
         let why = format!("{seen} of {} bytes are reached", tail.nodes_bytes);
         return Err(ObjectError::damaged("the nodes", why));
@@ -318,12 +341,13 @@ fn check_nodes(
     own: HeaderId,
     slot: &Slot,
     level: u8,
-    seen: &mut u64,
+    seen: &mut HashMap<u64, u32>,
 ) -> Result<(), ObjectError> {
     let Slot::Node(ptr) = slot else {
         return Ok(());
     };
-    if ptr.header != own {
+    // Two slots may share a node.
+    if ptr.header != own || seen.insert(ptr.offset, ptr.len).is_some() {
         return Ok(());
     }
     let start = usize::try_from(ptr.offset).unwrap_or(usize::MAX);
@@ -331,7 +355,6 @@ fn check_nodes(
     let place = || format!("byte {}", ptr.offset);
     let bytes = bytes.ok_or_else(|| ObjectError::damaged(place(), "a node lies past the end"))?;
     let node = nodes::decode(bytes, ptr)?;
-    *seen += u64::from(ptr.len);
     match node {
         Node::Leaf(_) if level == 0 => Ok(()),
         Node::Inner { level: l, slots } if l == level && level > 0 => slots

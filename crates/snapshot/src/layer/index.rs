@@ -90,6 +90,10 @@ impl Index {
         Some((self.marks[mark] + skipped, entry))
     }
 
+    pub(super) fn lens(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entries.iter().map(|entry| entry.len)
+    }
+
     /// The memory that it takes.
     pub(super) fn weight(&self) -> u64 {
         (self.entries.len() * size_of::<Entry>() + self.marks.len() * size_of::<u64>()) as u64

@@ -30,6 +30,10 @@ pub struct SessionRecord {
     pub temporary: bool,
     /// What it needs.
     pub headers: Vec<HeaderId>,
+    /// The one of them that a compaction made of the one that the session stands on: the same image.
+    /// The session goes over to it when it can.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub moved: Option<HeaderId>,
 }
 
 impl SessionRecord {

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use cowslip_block::cache::Cache;
 
 use super::manifest::{CacheEntry, Manifest};
-use super::{Seal, Session, SessionError, image_of, locked};
+use super::{Seal, Session, SessionError, locked};
 use crate::error::StoreError;
 use crate::header::Header;
 use crate::ids::{HeaderId, SnapshotName};
 use crate::limits::FROZEN_CACHES_MAX;
-use crate::roots::SessionRecord;
 use crate::seal::SealRequest;
 
 /// What a snapshot is to be.
@@ -138,7 +137,7 @@ impl Session {
 
     /// Steps 5 and 6. The snapshot stands, whatever becomes of these.
     pub(super) fn retire(&self, header: &Arc<Header>, count: usize) {
-        let _one = locked(&self.changing);
+        let one = locked(&self.changing);
         let old = self.manifest();
         let mut manifest = old.clone();
         let gone: Vec<CacheEntry> = manifest.caches.drain(..count).collect();
@@ -156,10 +155,9 @@ impl Session {
             }
             return;
         }
-        locked(&self.state).base = Arc::clone(header);
-        self.overlay.retire(count, image_of(&self.store, header));
-        // Where this fails, the old base is kept until the next snapshot.
-        drop(self.note_bases(vec![header.id()]));
+        let old = self.rebase(header, count);
+        drop(one);
+        self.let_go(&old, header.id());
         for entry in gone {
             // Nothing names them: what cannot be removed now is removed at the next start.
             drop(Cache::remove(
@@ -168,14 +166,6 @@ impl Session {
                 self.geometry.block_size,
             ));
         }
-    }
-
-    /// Tells the store what this session needs.
-    fn note_bases(&self, headers: Vec<HeaderId>) -> Result<(), StoreError> {
-        self.store.put_session(&SessionRecord {
-            headers,
-            ..self.record.clone()
-        })
     }
 
     /// A seal that failed loses its name. Where even this cannot be written, the next start tries

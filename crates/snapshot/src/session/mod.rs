@@ -29,6 +29,7 @@
 mod directory;
 mod error;
 mod freeze;
+mod go_over;
 mod manifest;
 mod queued;
 mod sealing;
@@ -53,6 +54,7 @@ use self::directory::{refuse_foreign, remove_unlisted, take_lock};
 pub use self::error::SessionError;
 pub use self::freeze::SnapshotOptions;
 use self::freeze::settle_seals;
+pub use self::go_over::go_over;
 pub use self::manifest::{CacheEntry, Manifest};
 pub use self::queued::{Attempts, Seal};
 pub use self::workers::Workers;
@@ -144,6 +146,7 @@ impl Surroundings {
             path: self.path.clone(),
             temporary: self.temporary,
             headers,
+            moved: None,
         }
     }
 }
@@ -250,7 +253,7 @@ impl Session {
         let mut manifest = on_disk.clone();
         manifest.store.clone_from(&around.store_path);
         let base = around.store.open_header(manifest.base)?;
-        let record = around.record(manifest.id, vec![manifest.base]);
+        let record = record_of(&around, manifest.id, manifest.base);
         // What says so already is not written again: a full disk is no reason not to open.
         if around.store.session(record.id).as_ref() != Some(&record) {
             around.store.put_session(&record)?;
@@ -391,6 +394,21 @@ impl Session {
         drop(state);
         self.health.ring();
         self.queued.notify_all();
+    }
+}
+
+/// What the store is to know of a session that stands on `base`: what a compaction made of that is
+/// kept as well, until the session has gone over to it.
+fn record_of(around: &Surroundings, id: Uuid, base: HeaderId) -> SessionRecord {
+    let known = around.store.session(id);
+    let moved = known
+        .filter(|r| r.headers.contains(&base))
+        .and_then(|r| r.moved)
+        .filter(|moved| *moved != base);
+    let headers = [base].into_iter().chain(moved).collect();
+    SessionRecord {
+        moved,
+        ..around.record(id, headers)
     }
 }
 

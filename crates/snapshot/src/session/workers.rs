@@ -92,11 +92,20 @@ fn kind_of(error: &SealError) -> io::ErrorKind {
 
 fn run_tidy(session: &Session, say: &dyn Fn(&str)) {
     let mut said = None;
+    let mut went_over = None;
     while !session.is_stopping() {
         if let Err(error) = session.tidy()
             && said.replace(error.kind()) != Some(error.kind())
         {
             say(&format!("giving room back will be tried again: {error}"));
+        }
+        if let Err(error) = session.go_over() {
+            let error = error.to_string();
+            if went_over.replace(error.clone()) != Some(error.clone()) {
+                say(&format!(
+                    "going over to the compacted base will be tried again: {error}"
+                ));
+            }
         }
         session.wait_for_work(TIDY_EVERY);
     }

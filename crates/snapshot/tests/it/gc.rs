@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cowslip_block::files::{Access, Dir, RealDir};
 use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device};
 use cowslip_sim::{Call, EIO, Faults, FaultyDir, MemoryFs, Rule};
+use cowslip_snapshot::compact::{Around, Options, Policy, compact};
 use cowslip_snapshot::gc::{Collected, collect};
 use cowslip_snapshot::session::{Session, SnapshotOptions, Surroundings, Workers};
 use cowslip_snapshot::verify::verify;
@@ -16,6 +17,27 @@ use crate::session_world::{BLOCK, BootHost, Oracle, Step, World, fresh, name};
 
 pub(crate) fn gc(store: &Store) -> Collected {
     collect(store, false, &|_| false, &mut |_, _| {}).unwrap()
+}
+
+/// Leaves every layer that can be left.
+fn tighten(store: &Store) {
+    let policy = Policy {
+        garbage_percent: 0,
+        garbage_bytes_min: 0,
+        layers_max: 1,
+        layers_after: 1,
+    };
+    let options = Options {
+        policy,
+        names: Vec::new(),
+        step_bytes: 20_000,
+    };
+    let around = Around {
+        is_dead: &|_| false,
+        moved: &|_| {},
+        progress: &|_| true,
+    };
+    compact(store, &options, &around).unwrap();
 }
 
 /// All objects of a store, by path.
@@ -230,6 +252,8 @@ enum Act {
     Snapshot(usize),
     Remove(usize),
     Collect,
+    Compact,
+    GoOver,
     Reopen,
 }
 
@@ -239,6 +263,8 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (0..6usize).prop_map(Act::Snapshot),
         2 => (0..6usize).prop_map(Act::Remove),
         2 => Just(Act::Collect),
+        2 => Just(Act::Compact),
+        1 => Just(Act::GoOver),
         1 => Just(Act::Reopen),
     ]
 }
@@ -269,6 +295,8 @@ proptest! {
                     assert_eq!(world.store.remove(&name(NAMES[n])).is_ok(), there);
                 }
                 Act::Collect => drop(gc(&world.store)),
+                Act::Compact => tighten(&world.store),
+                Act::GoOver => drop(world.session.go_over().unwrap()),
                 Act::Reopen => {
                     drop(world);
                     world = World::open(&*disk.root(), 1).unwrap();
@@ -292,7 +320,7 @@ proptest! {
     }
 }
 
-/// Collections one after the other beside two sessions that write, snapshot, remove and begin again:
+/// Collections and compactions one after the other beside two sessions that write, snapshot, remove and begin again:
 /// no object that is needed is ever removed.
 #[test]
 fn collections_beside_writers_and_seals() {
@@ -314,6 +342,7 @@ fn collections_beside_writers_and_seals() {
             let mut runs = 0;
             while !done.load(Ordering::Relaxed) {
                 gc(store);
+                tighten(store);
                 runs += 1;
             }
             runs

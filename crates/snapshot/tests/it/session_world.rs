@@ -121,6 +121,12 @@ impl Oracle {
         }
     }
 
+    /// The name was removed.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.snapshots.retain(|(n, _, _)| *n != name);
+        self
+    }
+
     /// The device as the last request left it, acknowledged or not.
     pub(crate) fn image(&self) -> Vec<u8> {
         self.blocks

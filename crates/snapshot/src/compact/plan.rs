@@ -1,0 +1,260 @@
+//! The policy: when a store wants compaction, and what is rewritten then. Pure.
+//!
+//! 1. *Garbage*: bytes of layers and headers that no image needs, in objects that some image needs. Where
+//!    they are more than a share of what is needed, the emptiest objects are left first, until they are
+//!    not: that frees the most for what is copied.
+//! 2. *Scatter*: an image that depends on more layers than it should leaves its smallest ones, until
+//!    few are left: those are read in the smallest pieces, and cost least to copy.
+
+use std::collections::HashSet;
+
+use roaring::RoaringBitmap;
+
+use super::survey::Survey;
+use crate::ids::{HeaderId, LayerId};
+
+/// How much garbage and how much scatter there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Bytes that nobody needs, in percent of those that somebody does.
+    pub garbage_percent: u64,
+    /// So many bytes are not worth a run, whatever their share.
+    pub garbage_bytes_min: u64,
+    /// Layers that one image may depend on.
+    pub layers_max: u64,
+    /// Layers that it depends on afterwards, if it had more.
+    pub layers_after: u64,
+}
+
+impl Policy {
+    /// What is done without being asked for in particular: the store is at most 1.25 times what is
+    /// needed, and no image opens more than a hundred files.
+    pub const AUTO: Self = Self {
+        garbage_percent: 25,
+        garbage_bytes_min: 64 << 10,
+        layers_max: 128,
+        layers_after: 32,
+    };
+    /// As compact as makes sense.
+    pub const FULL: Self = Self {
+        garbage_percent: 0,
+        garbage_bytes_min: 0,
+        layers_max: 8,
+        layers_after: 4,
+    };
+}
+
+/// What is left behind by the next step.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) layers: HashSet<LayerId>,
+    pub(super) headers: HashSet<HeaderId>,
+    /// What has to be copied for it.
+    pub(super) copy_bytes: u64,
+}
+
+/// Objects that are not looked at again in one run: they were written in it, left in it, or are
+/// damaged.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) layers: HashSet<LayerId>,
+    pub(super) headers: HashSet<HeaderId>,
+}
+
+impl Plan {
+    pub(super) fn is_empty(&self) -> bool {
+        self.layers.is_empty() && self.headers.is_empty()
+    }
+}
+
+/// Chooses among the objects that `images` use (by number in the survey) and that are not in `done`,
+/// until `step_bytes` are to be copied: at least one object, where there is one.
+pub(super) fn plan(
+    survey: &Survey,
+    policy: Policy,
+    images: &[usize],
+    done: &Done,
+    step_bytes: u64,
+) -> Plan {
+    let mut choice = Choice {
+        survey,
+        images,
+        step_bytes,
+        layers: RoaringBitmap::new(),
+        plan: Plan::default(),
+    };
+    let mut used = (RoaringBitmap::new(), RoaringBitmap::new());
+    for image in images {
+        used.0 |= &survey.images[*image].layers;
+        used.1 |= &survey.images[*image].headers;
+    }
+    let is_open = |n: &u32| !done.layers.contains(&survey.layers[*n as usize].0);
+    used.0 = used.0.into_iter().filter(is_open).collect();
+    let is_open = |n: &u32| !done.headers.contains(&survey.headers[*n as usize].0);
+    used.1 = used.1.into_iter().filter(is_open).collect();
+    choice.garbage(policy, &used);
+    choice.scatter(policy, &used.0);
+    choice.plan
+}
+
+struct Choice<'a> {
+    survey: &'a Survey,
+    images: &'a [usize],
+    step_bytes: u64,
+    layers: RoaringBitmap,
+    plan: Plan,
+}
+
+impl Choice<'_> {
+    /// False when the step is full.
+    fn layer(&mut self, n: u32) -> bool {
+        let (id, reach) = self.survey.layers[n as usize];
+        self.layers.insert(n);
+        self.plan.layers.insert(id);
+        self.plan.copy_bytes += reach.live_bytes;
+        self.plan.copy_bytes < self.step_bytes
+    }
+
+    fn garbage(&mut self, policy: Policy, (layers, headers): &(RoaringBitmap, RoaringBitmap)) {
+        let total = self.survey.total();
+        let allowed =
+            (total.live_bytes / 100 * policy.garbage_percent).max(policy.garbage_bytes_min);
+        let mut garbage = total.garbage_bytes();
+        let reach = |is_layer: bool, n: u32| match is_layer {
+            true => self.survey.layers[n as usize].1,
+            false => self.survey.headers[n as usize].1,
+        };
+        let all = layers
+            .iter()
+            .map(|n| (true, n))
+            .chain(headers.iter().map(|n| (false, n)));
+        let mut emptiest: Vec<(u64, bool, u32)> = all
+            .filter(|(is_layer, n)| reach(*is_layer, *n).garbage_bytes() > 0)
+            .map(|(is_layer, n)| {
+                let reach = reach(is_layer, n);
+                let per_mille =
+                    u128::from(reach.live_bytes) * 1000 / u128::from(reach.object_bytes.max(1));
+                (u64::try_from(per_mille).unwrap_or(1000), is_layer, n)
+            })
+            .collect();
+        emptiest.sort_unstable();
+        for (_, is_layer, n) in emptiest {
+            if garbage <= allowed {
+                return;
+            }
+            garbage -= reach(is_layer, n).garbage_bytes();
+            if !is_layer {
+                self.plan.headers.insert(self.survey.headers[n as usize].0);
+                self.plan.copy_bytes += reach(false, n).live_bytes;
+            } else if !self.layer(n) {
+                return;
+            }
+        }
+    }
+
+    fn scatter(&mut self, policy: Policy, candidates: &RoaringBitmap) {
+        for image in self.images {
+            let uses = &self.survey.images[*image].layers;
+            let mut stay = uses.difference_len(&self.layers);
+            // What is left goes into one layer together.
+            let now = stay + u64::from(stay < uses.len());
+            if now <= policy.layers_max {
+                continue;
+            }
+            let rest = (uses & candidates) - &self.layers;
+            let mut smallest: Vec<u32> = rest.into_iter().collect();
+            smallest.sort_by_key(|n| self.survey.layers[*n as usize].1.live_bytes);
+            for n in smallest {
+                if stay < policy.layers_after {
+                    break;
+                }
+                stay -= 1;
+                if !self.layer(n) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::survey::{Reach, Uses};
+    use super::*;
+    use uuid::Uuid;
+
+    const KIB: u64 = 1 << 10;
+
+    /// Layers as (stored, live) in KiB, and which of them each image uses.
+    fn survey(layers: &[(u64, u64)], images: &[&[u32]]) -> Survey {
+        let id = |n: usize| LayerId(Uuid::from_u128(n as u128 + 1));
+        let reach = |(stored, live): (u64, u64)| Reach {
+            object_bytes: stored * KIB,
+            live_bytes: live * KIB,
+        };
+        let uses = |layers: &&[u32]| {
+            Arc::new(Uses {
+                layers: layers.iter().collect(),
+                headers: RoaringBitmap::new(),
+            })
+        };
+        Survey {
+            layers: layers
+                .iter()
+                .enumerate()
+                .map(|(n, l)| (id(n), reach(*l)))
+                .collect(),
+            headers: Vec::new(),
+            images: images.iter().map(uses).collect(),
+        }
+    }
+
+    fn chosen(survey: &Survey, policy: Policy, done: &[u32], step: u64) -> Vec<u128> {
+        let layers = done.iter().map(|n| survey.layers[*n as usize].0).collect();
+        let done = Done {
+            layers,
+            ..Done::default()
+        };
+        let images: Vec<usize> = (0..survey.images.len()).collect();
+        let plan = plan(survey, policy, &images, &done, step);
+        let mut chosen: Vec<u128> = plan.layers.iter().map(|l| l.0.as_u128() - 1).collect();
+        chosen.sort_unstable();
+        chosen
+    }
+
+    #[test]
+    fn the_emptiest_go_first_and_only_as_many_as_must() {
+        let all: &[u32] = &[0, 1, 2, 3];
+        let store = survey(
+            &[(1000, 1000), (1000, 500), (1000, 100), (1000, 900)],
+            &[all],
+        );
+        // 1,500 of garbage on 2,500: a quarter is 625, and the emptiest alone leaves 600.
+        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [2]);
+        assert_eq!(chosen(&store, Policy::AUTO, &[2], u64::MAX), [1, 3]);
+        assert_eq!(chosen(&store, Policy::FULL, &[], u64::MAX), [1, 2, 3]);
+        assert_eq!(chosen(&store, Policy::FULL, &[], 1), [2]);
+        let store = survey(&[(1000, 1000), (1000, 800)], &[&[0, 1]]);
+        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [0; 0]);
+    }
+
+    #[test]
+    fn garbage_that_is_hardly_any_is_left() {
+        let store = survey(&[(60, 1)], &[&[0]]);
+        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [0; 0]);
+    }
+
+    #[test]
+    fn an_image_of_too_many_layers_leaves_its_smallest() {
+        let layers: Vec<(u64, u64)> = (1..=129).map(|n| (n, n)).collect();
+        let all: Vec<u32> = (0..129).collect();
+        let store = survey(&layers, &[&all[..128], &all]);
+        // 98 become one, and 31 stay.
+        let want: Vec<u128> = (0..98).collect();
+        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), want);
+        let store = survey(&layers, &[&all[..128]]);
+        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [0; 0]);
+    }
+}

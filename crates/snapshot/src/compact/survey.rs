@@ -1,0 +1,247 @@
+//! [`Survey`]: what the images of a store reach: which blocks of each layer, which nodes of each
+//! header object.
+//!
+//! Each node of the maps is looked at once, however many images share it; what it reaches is
+//! remembered as sets, and the sets of an image are the unions of those below its root.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use crate::codec::Hash;
+use crate::error::{ObjectError, StoreError};
+use crate::header::{Header, Node, Slot};
+use crate::ids::{HeaderId, LayerId};
+use crate::layer::Layer;
+use crate::limits::span;
+use crate::store::{Store, layer_name};
+
+/// What is reached of one object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The size of the object.
+    pub object_bytes: u64,
+    /// How much of it some image needs: of a layer the reached share of each frame, of a header
+    /// its nodes and its tail.
+    pub live_bytes: u64,
+}
+
+impl Reach {
+    /// What no image needs.
+    pub fn garbage_bytes(self) -> u64 {
+        self.object_bytes.saturating_sub(self.live_bytes)
+    }
+}
+
+/// What one image depends on, as indexes into [`Survey::layers`] and [`Survey::headers`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Uses {
+    pub(super) layers: RoaringBitmap,
+    pub(super) headers: RoaringBitmap,
+}
+
+/// What the images of a store reach.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    pub(super) layers: Vec<(LayerId, Reach)>,
+    pub(super) headers: Vec<(HeaderId, Reach)>,
+    /// Of each image that was asked for, in that order.
+    pub(super) images: Vec<Arc<Uses>>,
+}
+
+impl Survey {
+    /// Walks the maps of these headers. `progress` is told how many are done, and ends the walk by
+    /// answering false; there is no survey then.
+    pub(super) fn take(
+        store: &Store,
+        images: &[Arc<Header>],
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Option<Self>, StoreError> {
+        let mut walk = Walk::default();
+        let mut uses = Vec::new();
+        for header in images {
+            let mut own = (*walk.slot(header, &header.root(), header.height())?).clone();
+            // Its tail is needed, wherever its nodes lie.
+            own.headers.insert(walk.header(header.id()));
+            uses.push(Arc::new(own));
+            if !progress(uses.len() as u64, images.len() as u64) {
+                return Ok(None);
+            }
+        }
+        let named: HashSet<HeaderId> = images.iter().map(|header| header.id()).collect();
+        let mut survey = Self {
+            images: uses,
+            ..Self::default()
+        };
+        for (id, blocks) in &walk.layers.found {
+            let layer = store.open_layer(*id)?;
+            survey.layers.push((*id, layer_reach(&layer, blocks)?));
+        }
+        for (id, node_bytes) in &walk.headers.found {
+            let header = store.open_header(*id)?;
+            let tail_bytes = header.object_bytes() - header.nodes_bytes();
+            let reach = Reach {
+                object_bytes: header.object_bytes(),
+                live_bytes: node_bytes + if named.contains(id) { tail_bytes } else { 0 },
+            };
+            survey.headers.push((*id, reach));
+        }
+        Ok(Some(survey))
+    }
+
+    /// All of it.
+    pub(super) fn total(&self) -> Reach {
+        let layers = self.layers.iter().map(|(_, reach)| reach);
+        let all = layers.chain(self.headers.iter().map(|(_, reach)| reach));
+        all.fold(Reach::default(), |sum, one| Reach {
+            object_bytes: sum.object_bytes + one.object_bytes,
+            live_bytes: sum.live_bytes + one.live_bytes,
+        })
+    }
+}
+
+/// Each frame counts by the share of its blocks that is reached; what is left over, index and
+/// footer, by the share of the frames.
+fn layer_reach(layer: &Layer, blocks: &RoaringBitmap) -> Result<Reach, StoreError> {
+    let past_the_end = || {
+        let why = format!("a map leads past its {} blocks", layer.blocks().0);
+        ObjectError::damaged("its end", why).of(layer_name(layer.id()))
+    };
+    if blocks
+        .max()
+        .is_some_and(|b| u64::from(b) >= layer.blocks().0)
+    {
+        return Err(past_the_end());
+    }
+    let per_frame = u64::from(layer.blocks_per_frame());
+    let (mut live, mut stored) = (0, 0);
+    for (n, len) in (0..).zip(layer.stored_lens()) {
+        let start: u64 = n * per_frame;
+        let end = layer.blocks().0.min(start + per_frame);
+        let (Ok(from), Ok(to)) = (u32::try_from(start), u32::try_from(end)) else {
+            return Err(past_the_end());
+        };
+        let reached = blocks.range_cardinality(from..to);
+        live += u64::from(len) * reached / (end - start);
+        stored += u64::from(len);
+    }
+    let rest = layer.object_bytes() - stored;
+    let live_rest = u128::from(rest) * u128::from(live) / u128::from(stored.max(1));
+    Ok(Reach {
+        object_bytes: layer.object_bytes(),
+        live_bytes: live + u64::try_from(live_rest).unwrap_or(rest),
+    })
+}
+
+/// Objects by number, in the order in which they were found.
+struct Numbered<I, T> {
+    found: Vec<(I, T)>,
+    numbers: BTreeMap<I, u32>,
+}
+
+impl<I, T> Default for Numbered<I, T> {
+    fn default() -> Self {
+        Self {
+            found: Vec::new(),
+            numbers: BTreeMap::new(),
+        }
+    }
+}
+
+impl<I: Ord + Copy, T: Default> Numbered<I, T> {
+    fn number(&mut self, id: I) -> u32 {
+        *self.numbers.entry(id).or_insert_with(|| {
+            self.found.push((id, T::default()));
+            u32::try_from(self.found.len() - 1).expect("fewer objects than files in a directory")
+        })
+    }
+
+    fn get(&mut self, number: u32) -> &mut T {
+        &mut self.found[number as usize].1
+    }
+}
+
+#[derive(Default)]
+struct Walk {
+    layers: Numbered<LayerId, RoaringBitmap>,
+    headers: Numbered<HeaderId, u64>,
+    /// Where nodes lie: each of two copies takes room.
+    places: HashSet<(HeaderId, u64)>,
+    nodes: HashMap<(Hash, u8), Arc<Uses>>,
+    nothing: Arc<Uses>,
+}
+
+impl Walk {
+    fn header(&mut self, id: HeaderId) -> u32 {
+        self.headers.number(id)
+    }
+
+    fn slot(&mut self, header: &Header, slot: &Slot, level: u8) -> Result<Arc<Uses>, StoreError> {
+        let ptr = match *slot {
+            Slot::Nil => return Ok(Arc::clone(&self.nothing)),
+            Slot::Run { layer, at } => {
+                let mut uses = Uses::default();
+                self.run(&mut uses, layer, at, span(level))?;
+                return Ok(Arc::new(uses));
+            }
+            Slot::Node(ptr) => ptr,
+        };
+        let number = self.headers.number(ptr.header);
+        if self.places.insert((ptr.header, ptr.offset)) {
+            *self.headers.get(number) += u64::from(ptr.len);
+        }
+        let known = self.nodes.get(&(ptr.hash, level)).cloned();
+        let below = match known {
+            Some(below) => below,
+            None => {
+                let node = header.nodes().get(&ptr, level)?;
+                let below = Arc::new(self.node(header, &node, level)?);
+                self.nodes.insert((ptr.hash, level), Arc::clone(&below));
+                below
+            }
+        };
+        if below.headers.contains(number) {
+            return Ok(below);
+        }
+        let mut uses = (*below).clone();
+        uses.headers.insert(number);
+        Ok(Arc::new(uses))
+    }
+
+    fn node(&mut self, header: &Header, node: &Node, level: u8) -> Result<Uses, StoreError> {
+        let mut uses = Uses::default();
+        match node {
+            Node::Leaf(runs) => {
+                for run in runs {
+                    self.run(&mut uses, run.layer, run.at, u64::from(run.count))?;
+                }
+            }
+            Node::Inner { slots, .. } => {
+                for slot in slots.iter() {
+                    let below = self.slot(header, slot, level - 1)?;
+                    uses.layers |= &below.layers;
+                    uses.headers |= &below.headers;
+                }
+            }
+        }
+        Ok(uses)
+    }
+
+    fn run(
+        &mut self,
+        uses: &mut Uses,
+        layer: LayerId,
+        at: u64,
+        count: u64,
+    ) -> Result<(), StoreError> {
+        let number = self.layers.number(layer);
+        let (Ok(from), Ok(to)) = (u32::try_from(at), u32::try_from(at + count)) else {
+            let why = format!("a map leads to {count} blocks from {at} of it");
+            return Err(ObjectError::damaged("its end", why).of(layer_name(layer)));
+        };
+        self.layers.get(number).insert_range(from..to);
+        uses.layers.insert(number);
+        Ok(())
+    }
+}

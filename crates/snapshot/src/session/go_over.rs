@@ -1,0 +1,151 @@
+//! Going over to another base: the one that a seal made, or the one that a compaction made of the old.
+//!
+//! ```text
+//! compaction:  the store's record lists old and new, and says that the old one was moved
+//! session:     manifest names the new base -> new requests read it -> record lists the new one only
+//! ```
+//!
+//! A crash between any two leaves a manifest that names a header which the record lists. What was
+//! moved reads the same, so it makes no difference when a session goes over; the store keeps the old
+//! header until it has, and until the last request that reads it has ended.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use cowslip_block::Device;
+use cowslip_block::files::Dir;
+
+use super::directory::take_lock;
+use super::manifest::Manifest;
+use super::{Session, SessionError, image_of, locked};
+use crate::error::StoreError;
+use crate::header::Header;
+use crate::ids::HeaderId;
+use crate::roots::SessionRecord;
+use crate::store::Store;
+
+/// A request that began on the old base has ended by then; if not, the old base is kept for longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// Goes over to what a compaction made of the base, if it did. A seal that runs goes on over the
+    /// old one, which its lease protects.
+    ///
+    /// # Errors
+    /// [`SessionError`]; the session stays where it is.
+    pub fn go_over(&self) -> Result<bool, SessionError> {
+        let one = locked(&self.changing);
+        let Some(record) = self.store.session(self.record.id) else {
+            return Ok(false);
+        };
+        let old = Arc::clone(&locked(&self.state).base);
+        let Some(header) = moved(&self.store, &record, &old)? else {
+            return Ok(false);
+        };
+        let manifest = self.manifest();
+        let new = Manifest {
+            base: header.id(),
+            ..manifest.clone()
+        };
+        self.replace_manifest(&manifest, new)?;
+        let old = self.rebase(&header, 0);
+        drop(one);
+        self.let_go(&old, header.id());
+        Ok(true)
+    }
+
+    /// Puts `header` in the place of the base and the oldest `count` frozen caches. The manifest
+    /// names it, and the store's record lists both.
+    pub(super) fn rebase(&self, header: &Arc<Header>, count: usize) -> Weak<dyn Device> {
+        locked(&self.state).base = Arc::clone(header);
+        self.overlay.retire(count, image_of(&self.store, header))
+    }
+
+    /// Tells the store that the old base is not needed any more, when the last request that reads it
+    /// has ended. Where that takes too long, or this fails, it is kept until the next change.
+    pub(super) fn let_go(&self, old: &Weak<dyn Device>, base: HeaderId) {
+        if !is_gone(old) {
+            return;
+        }
+        let _one = locked(&self.changing);
+        // Unless it has been replaced in its turn.
+        if locked(&self.state).base.id() == base {
+            drop(self.note_bases(vec![base]));
+        }
+    }
+
+    /// Tells the store what this session needs.
+    pub(super) fn note_bases(&self, headers: Vec<HeaderId>) -> Result<(), StoreError> {
+        self.store.put_session(&SessionRecord {
+            headers,
+            moved: None,
+            ..self.record.clone()
+        })
+    }
+}
+
+/// Makes a session that nobody serves go over. False where it has nothing to go over to, or somebody
+/// has it open, who will see to it.
+///
+/// # Errors
+/// [`SessionError`]; the session stays where it is.
+pub fn go_over(dir: &dyn Dir, store: &Store, record: &SessionRecord) -> Result<bool, SessionError> {
+    // Not a session, or another one: no lock file is left there.
+    if Manifest::read(dir)?.is_none_or(|m| m.id != record.id) {
+        return Ok(false);
+    }
+    let _lock = match take_lock(dir) {
+        Err(SessionError::InUse) => return Ok(false),
+        other => other?,
+    };
+    let Some(mut manifest) = Manifest::read(dir)?.filter(|m| m.id == record.id) else {
+        return Ok(false);
+    };
+    let Some(record) = store.session(manifest.id) else {
+        return Ok(false);
+    };
+    let Some(header) = moved(store, &record, &*store.open_header(manifest.base)?)? else {
+        return Ok(false);
+    };
+    manifest.base = header.id();
+    manifest
+        .write(dir)
+        .map_err(|e| SessionError::io("writing session.json", e))?;
+    store.put_session(&SessionRecord {
+        headers: vec![header.id()],
+        moved: None,
+        ..record
+    })?;
+    Ok(true)
+}
+
+/// What a compaction made of `base`.
+fn moved(
+    store: &Store,
+    record: &SessionRecord,
+    base: &Header,
+) -> Result<Option<Arc<Header>>, SessionError> {
+    let Some(id) = record.moved.filter(|_| record.headers.contains(&base.id())) else {
+        return Ok(None);
+    };
+    let header = store.open_header(id)?;
+    let is_same = header.meta().origin == base.meta().origin
+        && header.size_bytes() == base.size_bytes()
+        && header.block_size() == base.block_size();
+    if !is_same {
+        let why = format!("headers/{id} is not the image that the session stands on");
+        return Err(SessionError::Damaged(why));
+    }
+    Ok(Some(header).filter(|h| h.id() != base.id()))
+}
+
+fn is_gone(device: &Weak<dyn Device>) -> bool {
+    let give_up = Instant::now() + PATIENCE;
+    while device.strong_count() > 0 {
+        if Instant::now() > give_up {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
