@@ -62,8 +62,8 @@ pub(crate) enum Command {
     Ls,
     /// Show what a snapshot is made of, and what it added to the store
     Inspect(Name),
-    /// Read and check every stored byte, of the whole store or of one snapshot
-    Verify(Verify),
+    /// Read and check every byte that a snapshot depends on
+    Verify(Name),
     /// Show in which blocks two snapshots differ
     #[command(after_help = DIFF_QUIET)]
     Diff(Diff),
@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Rm(Name),
     /// Remove what no name, no session and no running command needs
     Gc(Gc),
+    /// Rewrite what is partly used: images depend on fewer layers, and what nobody needs goes
+    Compact(Compact),
     /// List the sessions that the store keeps something for
     Sessions(Sessions),
     /// See it all at work in half a minute, with nothing set up
@@ -90,15 +92,6 @@ pub(crate) enum Command {
 pub(crate) struct Name {
     /// The snapshot
     pub(crate) name: SnapshotName,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Verify {
-    /// Only what this snapshot depends on [default: everything in the store]
-    pub(crate) name: Option<SnapshotName>,
-    /// Decode everything as well
-    #[arg(long)]
-    pub(crate) deep: bool,
 }
 
 #[derive(Debug, Args)]
@@ -192,6 +185,23 @@ pub(crate) struct Gc {
     /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compact {
+    /// Only what these snapshots use [default: all]
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<SnapshotName>,
+    /// Only what is due: more than a quarter of the store is needed by nobody, or a snapshot depends on
+    /// more than 128 layers
+    #[arg(long)]
+    pub(crate) auto: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Copy so much at one go: about as much free room is needed
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub(crate) step: Size,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,8 @@
 mod bytes;
 #[path = "it/clients.rs"]
 mod clients;
+#[path = "it/compact.rs"]
+mod compact;
 #[path = "it/contract.rs"]
 mod contract;
 #[path = "it/cut.rs"]

@@ -1,6 +1,7 @@
 //! The commands, a file each: what was typed becomes a call into the engine, and its result a
 //! report.
 
+mod compact;
 mod demo;
 mod diff;
 mod export;
@@ -52,6 +53,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Export(args) => export::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),
+        Command::Compact(args) => compact::run(&context, &args),
         Command::Sessions(args) => sessions::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
         Command::Completions { shell } => {
@@ -95,21 +97,20 @@ impl Context {
 }
 
 fn open_store(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
-    let dir = RealDir::open(path).map_err(|e| no_dir(path, &e))?;
+    let no_store = |message| {
+        Failure::new(Kind::NotFound, message)
+            .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one")
+    };
+    let dir = RealDir::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            no_store(format!("there is no store at {}", path.display()))
+        }
+        _ => Failure::file(path, &e),
+    })?;
     let store = Store::open(&dir, Arc::new(RealHost), caches);
     Ok(Arc::new(
         store.map_err(|e| Failure::from(e).about(path.display()))?,
     ))
-}
-
-/// The store's directory cannot be opened.
-fn no_dir(path: &Path, error: &std::io::Error) -> Failure {
-    if error.kind() != std::io::ErrorKind::NotFound {
-        return Failure::file(path, error);
-    }
-    let message = format!("there is no store at {}", path.display());
-    Failure::new(Kind::NotFound, message)
-        .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one")
 }
 
 fn make_store(path: &Path) -> Result<Arc<Store>, Failure> {
