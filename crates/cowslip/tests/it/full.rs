@@ -316,3 +316,54 @@ fn an_import_into_a_full_store() {
     rig.ok("import small.raw small");
     rig.ok("verify small");
 }
+
+/// A compaction needs room before it gives any back.
+#[test]
+fn a_compaction_of_a_full_store() {
+    let rig = Rig::new();
+    let Some(_tmpfs) = Tmpfs::mount("a_compaction_of_a_full_store", &rig, "small", 24) else {
+        return;
+    };
+    let store = rig.path("small/store");
+    let ok = |line: &str| rig.ok(&format!("{line} --store {}", store.display()));
+    // Two layers of which a half is needed, and no room for that half once more.
+    let (first, second) = (noise(1, 8 * MIB), noise(2, 8 * MIB));
+    rig.file("a.raw", &first);
+    ok("import a.raw a --format raw --quiet");
+    let served = rig.serve(&format!("a --session s --store {}", store.display()));
+    let mut client = served.client();
+    client.write(0, &second[..6 * MIB]).unwrap();
+    drop(client);
+    served.end();
+    ok("snapshot s b");
+    std::fs::remove_dir_all(rig.path("s")).unwrap();
+    let id = rig.json(&format!("sessions --store {}", store.display()));
+    ok(&format!(
+        "sessions --forget {}",
+        id[0]["id"].as_str().unwrap()
+    ));
+    ok("rm a");
+    let filler = rig.path("small/filler");
+    let room = |bytes: usize| {
+        std::fs::write(&filler, vec![1; bytes])
+            .map_err(|e| e.kind())
+            .err()
+    };
+    assert_eq!(room(24 * MIB), Some(std::io::ErrorKind::StorageFull));
+    let line = format!("compact --store {}", store.display());
+    let why = rig.fails(1, &line);
+    assert!(why.contains("no space left"), "{why}");
+    let want = [&second[..6 * MIB], &first[6 * MIB..]].concat();
+    let read = || {
+        ok("verify b");
+        ok("export b out.raw --replace --quiet");
+        std::fs::read(rig.path("out.raw")).unwrap()
+    };
+    assert_same(&read(), &want, "b, after a compaction that failed");
+    // Even a full store is collected.
+    ok("gc");
+    std::fs::remove_file(&filler).unwrap();
+    let done: Value = serde_json::from_str(&ok("compact --json")).unwrap();
+    assert!(done["removed_bytes"].as_u64() > Some(7 << 20), "{done}");
+    assert_same(&read(), &want, "b, after a compaction");
+}
