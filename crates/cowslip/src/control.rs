@@ -248,9 +248,11 @@ fn take(
 ) -> Result<Taken, Failure> {
     let name = parse(name)?;
     let begun = Instant::now();
+    let over = session.newest();
     let seal = session.freeze(&name, options)?;
     let header = wait(session, &seal, say)?;
-    Taken::new(store, &name, &header, seal.held(), begun.elapsed())
+    let (held, all) = (seal.held(), begun.elapsed());
+    Ok(Taken::new(store, &name, &header, &over, held, all))
 }
 
 fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {

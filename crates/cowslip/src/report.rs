@@ -241,6 +241,13 @@ impl Names {
         Ok(names)
     }
 
+    /// As if there were this name only: what it costs does not depend on how many there are.
+    pub(crate) fn only(store: &Store, name: &SnapshotName) -> Self {
+        let header = store.resolve(name);
+        let entry = header.map(|h| (h.meta().origin, (h.id(), vec![name.clone()])));
+        Self(entry.into_iter().collect())
+    }
+
     /// The names of a snapshot, in order.
     pub(crate) fn of(&self, id: HeaderId) -> &[SnapshotName] {
         self.0.get(&id).map_or(&[], |(_, names)| names)
@@ -264,18 +271,20 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// `over` is the snapshot that it was made over, most likely: its name is said if it is.
     pub(crate) fn new(
         store: &Arc<Store>,
         name: &SnapshotName,
         header: &Header,
+        over: &SnapshotName,
         held: Duration,
         all: Duration,
-    ) -> Result<Self, Failure> {
-        Ok(Self {
-            info: Info::new(store, name, header, &Names::read(store)?),
+    ) -> Self {
+        Self {
+            info: Info::new(store, name, header, &Names::only(store, over)),
             held_us: held.as_secs_f64() * 1e6,
             seconds: all.as_secs_f64(),
-        })
+        }
     }
 }
 

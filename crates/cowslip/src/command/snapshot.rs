@@ -205,18 +205,21 @@ fn take_at_rest(
         replace: args.replace,
         dedup: !args.no_dedup,
     };
+    let over = session.newest();
     let seal = session.freeze(&args.name, &options)?;
+    let taken = |header: &Header| {
+        let (held, all) = (seal.held(), begun.elapsed());
+        Taken::new(store, &args.name, header, &over, held, all)
+    };
     match end_of(&seal, bar) {
-        Ok(header) => Taken::new(store, &args.name, &header, seal.held(), begun.elapsed()),
+        Ok(header) => Ok(taken(&header)),
         Err(NotStored::Ever(error)) => Err(error.into()),
         Err(NotStored::Yet(failure)) => {
             session.cancel(&args.name)?;
             // It may have been stored at the last moment.
             while seal.wait(TICK).is_none() {}
             match seal.wait(Duration::ZERO) {
-                Some(Ok(header)) => {
-                    Taken::new(store, &args.name, &header, seal.held(), begun.elapsed())
-                }
+                Some(Ok(header)) => Ok(taken(&header)),
                 _ => Err(failure),
             }
         }

@@ -88,6 +88,14 @@ impl Session {
         Ok(seal)
     }
 
+    /// What the next snapshot will be made over: the last that was asked for, unless that is given up,
+    /// or the base, by the name that it was committed under.
+    pub fn newest(&self) -> SnapshotName {
+        let state = locked(&self.state);
+        let last = state.queue.back().map(|seal| seal.name().clone());
+        last.unwrap_or_else(|| state.manifest.base_name.clone())
+    }
+
     /// The seals that were asked for and have not ended, oldest first.
     pub fn pending(&self) -> Vec<Arc<Seal>> {
         locked(&self.state).queue.iter().cloned().collect()
