@@ -62,8 +62,8 @@ pub(crate) enum Command {
     Ls,
     /// Show what a snapshot is made of, and what it added to the store
     Inspect(Name),
-    /// Read and check every byte that a snapshot depends on
-    Verify(Name),
+    /// Read and check every stored byte, of the whole store or of one snapshot
+    Verify(Verify),
     /// Show in which blocks two snapshots differ
     #[command(after_help = DIFF_QUIET)]
     Diff(Diff),
@@ -92,6 +92,15 @@ pub(crate) enum Command {
 pub(crate) struct Name {
     /// The snapshot
     pub(crate) name: SnapshotName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Only what this snapshot depends on [default: everything in the store]
+    pub(crate) name: Option<SnapshotName>,
+    /// Decode everything as well
+    #[arg(long)]
+    pub(crate) deep: bool,
 }
 
 #[derive(Debug, Args)]

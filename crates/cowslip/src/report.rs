@@ -65,7 +65,6 @@ impl Reporter {
         let counts = match unit {
             Unit::Bytes => "{binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}",
             Unit::Blocks => "{human_pos}/{human_len} blocks",
-            Unit::Frames => "{human_pos}/{human_len} frames",
             Unit::Snapshots => "{human_pos}/{human_len} snapshots",
         };
         let style = format!("{{msg:10}} [{{bar:30}}] {counts}, {{eta}} left");
@@ -82,7 +81,6 @@ impl Reporter {
 pub(crate) enum Unit {
     Bytes,
     Blocks,
-    Frames,
     Snapshots,
 }
 
@@ -119,6 +117,17 @@ pub(crate) fn failure(failure: &Failure) {
 
 pub(crate) fn bytes(n: u64) -> String {
     BinaryBytes(n).to_string()
+}
+
+/// So many of something, in words.
+pub(crate) fn count(n: u64, what: &str) -> String {
+    let s = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{s}")
+}
+
+/// A file name that somebody else chose, without what a terminal would act on.
+pub(crate) fn plain(name: &str) -> String {
+    name.escape_debug().to_string()
 }
 
 pub(crate) fn time(unix_ms: u64) -> String {

@@ -57,6 +57,7 @@ impl From<io::Error> for ObjectError {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::damaged("its end", "the file is cut short"),
             io::ErrorKind::NotFound => Self::damaged("all of it", "the file is not there"),
+            io::ErrorKind::FileTooLarge => Self::damaged("its end", error.to_string()),
             _ => Self::Io(error),
         }
     }

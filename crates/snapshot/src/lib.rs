@@ -31,6 +31,7 @@ pub mod verify;
 /// What headers say that they were made by.
 pub const MADE_BY: &str = concat!("cowslip ", env!("CARGO_PKG_VERSION"));
 
+mod caches;
 mod checked_json;
 mod codec;
 mod pending;

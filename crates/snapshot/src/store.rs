@@ -19,16 +19,17 @@
 //!
 //! Left out: which objects are still needed (`gc.rs`).
 
+mod open;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use cowslip_block::BlockSize;
 use cowslip_block::files::{Access, Dir};
-use quick_cache::sync::Cache;
-use quick_cache::{OptionsBuilder, Weighter};
 use uuid::Uuid;
 
+use crate::caches::{Frames, OpenLayers};
 use crate::error::{ObjectError, StoreError};
 use crate::header::{self, Header, HeaderSpec, Nodes, Relocation, UncheckedHeader, object_name};
 use crate::host::Host;
@@ -40,7 +41,9 @@ use crate::record::{self, Record};
 use crate::roots::lease::Protected;
 use crate::roots::{Lease, RootLock, SessionRecord};
 
-const MARKER: &str = "store";
+pub use crate::caches::Caches;
+
+pub(crate) const MARKER: &str = "store";
 const LAYERS: &str = "layers";
 const HEADERS: &str = "headers";
 const SNAPSHOTS: &str = "snapshots";
@@ -48,28 +51,9 @@ const TMP: &str = "tmp";
 const LEASES: &str = "leases";
 const SESSIONS: &str = "sessions";
 
-/// Open layers, by the memory of their indexes: each counts for its index and this much, so that
-/// at most 256 are open. One with the largest index fits.
-const OPEN_LAYERS_BYTES: u64 = 512 << 20;
-const OPEN_LAYER_BYTES: u64 = 2 << 20;
-
-/// How much memory the caches of a store may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Caches {
-    /// Decoded frames of layers, shared by all images.
-    pub frame_bytes: u64,
-    /// Decoded nodes of maps, shared by all headers.
-    pub node_bytes: u64,
-}
-
-impl Default for Caches {
-    fn default() -> Self {
-        Self {
-            frame_bytes: 256 << 20,
-            node_bytes: 64 << 20,
-        }
-    }
-}
+/// All that a store's directory holds.
+pub(crate) const STORE_ENTRIES: [&str; 7] =
+    [MARKER, LAYERS, HEADERS, SNAPSHOTS, TMP, LEASES, SESSIONS];
 
 /// What one snapshot added to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,24 +89,6 @@ pub struct StandsFor {
     pub header: HeaderId,
 }
 
-#[derive(Clone)]
-struct LayerWeight;
-
-impl Weighter<LayerId, Arc<Layer>> for LayerWeight {
-    fn weight(&self, _: &LayerId, layer: &Arc<Layer>) -> u64 {
-        layer.weight() + OPEN_LAYER_BYTES
-    }
-}
-
-#[derive(Clone)]
-struct FrameWeight;
-
-impl Weighter<(LayerId, u64), Arc<[u8]>> for FrameWeight {
-    fn weight(&self, _: &(LayerId, u64), frame: &Arc<[u8]>) -> u64 {
-        frame.len() as u64 + 128
-    }
-}
-
 /// A store, open. Everything may be called from any thread.
 pub struct Store {
     host: Arc<dyn Host>,
@@ -134,8 +100,8 @@ pub struct Store {
     sessions: Arc<dyn Dir>,
     nodes: Arc<Nodes>,
     reads: Arc<Reads>,
-    open_layers: Cache<LayerId, Arc<Layer>, LayerWeight>,
-    frames: Cache<(LayerId, u64), Arc<[u8]>, FrameWeight>,
+    open_layers: OpenLayers,
+    frames: Frames,
 }
 
 impl fmt::Debug for Store {
@@ -147,77 +113,6 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store in `dir`.
-    ///
-    /// # Errors
-    /// `NotAStore` with a hint, `Version`, `Corrupt` for a damaged marker, `Io`.
-    pub fn open(dir: &dyn Dir, host: Arc<dyn Host>, caches: Caches) -> Result<Self, StoreError> {
-        let marker = dir.open(MARKER, Access::Read).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => StoreError::NotAStore {
-                why: "it has no file `store`; a first import makes one".to_owned(),
-            },
-            _ => StoreError::io("opening the file `store`", e),
-        })?;
-        record::check_marker(marker.as_ref()).map_err(|e| e.of(MARKER))?;
-        let open_dir = |name: &str| {
-            dir.open_dir(name)
-                .map_err(|e| ObjectError::from(e).of(format!("{name}/")))
-        };
-        let headers = open_dir(HEADERS)?;
-        let reads = Arc::<Reads>::default();
-        Ok(Self {
-            host,
-            layers: open_dir(LAYERS)?,
-            nodes: Arc::new(Nodes::new(
-                Arc::clone(&headers),
-                caches.node_bytes,
-                Arc::clone(&reads),
-            )),
-            reads,
-            headers,
-            snapshots: open_dir(SNAPSHOTS)?,
-            tmp: open_kept(dir, TMP)?,
-            leases: open_kept(dir, LEASES)?,
-            sessions: open_kept(dir, SESSIONS)?,
-            open_layers: open_layers_cache(),
-            frames: frames_cache(caches.frame_bytes),
-        })
-    }
-
-    /// The same; an empty directory becomes a store first.
-    ///
-    /// # Errors
-    /// As [`Store::open`]; `NotAStore` for a directory that holds other things.
-    pub fn open_or_create(
-        dir: &dyn Dir,
-        host: Arc<dyn Host>,
-        caches: Caches,
-    ) -> Result<Self, StoreError> {
-        let failed = |e| StoreError::io("making a store", e);
-        let names = dir.list().map_err(failed)?;
-        if !names.iter().any(|name| name == MARKER) {
-            let ours = [LAYERS, HEADERS, SNAPSHOTS, TMP, LEASES, SESSIONS];
-            if let Some(other) = names.iter().find(|n| !ours.contains(&n.as_str())) {
-                let why = format!("it holds {other:?}; a new store wants an empty directory");
-                return Err(StoreError::NotAStore { why });
-            }
-            for name in ours {
-                match dir.create_dir(name) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
-                    _ => {}
-                }
-            }
-            dir.sync().map_err(failed)?;
-            let leases = dir.open_dir(LEASES).map_err(failed)?;
-            let lease = Lease::take(&leases, host.new_uuid())?;
-            let mut marker = Pending::create(&dir.open_dir(TMP).map_err(failed)?, &lease)?;
-            marker.append(&record::encode_marker())?;
-            // Whoever was faster wrote the same.
-            marker.commit_over(dir, MARKER)?;
-        }
-        Self::open(dir, host, caches)
-    }
-
     /// The machine below.
     pub fn host(&self) -> &Arc<dyn Host> {
         &self.host
@@ -453,7 +348,7 @@ impl Store {
         self.open_recorded(&self.record(name)?)
     }
 
-    fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
+    pub(crate) fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
         let header = self.open_header(record.header)?;
         let is_it = header.object_bytes() == record.object_bytes
             && header.tail_hash() == record.tail_hash
@@ -525,10 +420,11 @@ impl Store {
         self.reads.so_far()
     }
 
-    fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {
+    /// What a name stands for, as it is written.
+    pub(crate) fn record(&self, name: &SnapshotName) -> Result<Record, StoreError> {
         let file = self.snapshots.open(name.as_str(), Access::Read);
         let file = file.map_err(|e| absent_or_io(name, "opening", e))?;
-        Record::read(file.as_ref(), name).map_err(|e| e.of(format!("snapshots/{name}")))
+        Record::read(file.as_ref(), name).map_err(|e| e.of(record_name(name)))
     }
 
     /// The sessions that need something of this store, as far as they are known to it.
@@ -542,6 +438,11 @@ impl Store {
     /// What is noted of one session; nothing where that cannot be read, to be noted again.
     pub(crate) fn session(&self, id: Uuid) -> Option<SessionRecord> {
         SessionRecord::read(&*self.sessions, &id.to_string()).ok()?
+    }
+
+    /// What is noted of one session, if it is there.
+    pub(crate) fn session_record(&self, id: Uuid) -> Result<Option<SessionRecord>, StoreError> {
+        SessionRecord::read(&*self.sessions, &id.to_string())
     }
 
     /// Notes what a session needs, durably.
@@ -579,11 +480,16 @@ impl Store {
         SessionRecord::remove(id, &RootLock::take(&self.leases)?, &self.sessions)
     }
 
-    /// The directories, for the collector.
+    pub(crate) fn nodes(&self) -> &Arc<Nodes> {
+        &self.nodes
+    }
+
+    /// The directories, for who looks at all that is there.
     pub(crate) fn dirs(&self) -> Dirs<'_> {
         Dirs {
             layers: &self.layers,
             headers: &self.headers,
+            snapshots: &self.snapshots,
             tmp: &self.tmp,
             leases: &self.leases,
             sessions: &self.sessions,
@@ -595,25 +501,20 @@ impl Store {
 pub(crate) struct Dirs<'a> {
     pub(crate) layers: &'a Arc<dyn Dir>,
     pub(crate) headers: &'a Arc<dyn Dir>,
+    pub(crate) snapshots: &'a Arc<dyn Dir>,
     pub(crate) tmp: &'a Arc<dyn Dir>,
     pub(crate) leases: &'a Arc<dyn Dir>,
     pub(crate) sessions: &'a Arc<dyn Dir>,
 }
 
-/// Opens a directory that is often empty, and so is often lost when a store is copied.
-fn open_kept(store: &dyn Dir, name: &str) -> Result<Arc<dyn Dir>, StoreError> {
-    let failed = |e| StoreError::io(format!("opening {name}/"), e);
-    match store.open_dir(name) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            match store.create_dir(name) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
-                _ => {}
-            }
-            store.sync().map_err(failed)?;
-            store.open_dir(name).map_err(failed)
-        }
-        other => other.map_err(failed),
-    }
+/// A record's path in the store.
+pub(crate) fn record_name(name: &SnapshotName) -> String {
+    format!("{SNAPSHOTS}/{name}")
+}
+
+/// The path of what is noted of a session.
+pub(crate) fn session_name(id: Uuid) -> String {
+    format!("{SESSIONS}/{id}")
 }
 
 /// A layer object's path in the store.
@@ -628,26 +529,4 @@ fn absent_or_io(name: &SnapshotName, what: &str, error: io::Error) -> StoreError
         },
         _ => StoreError::io(format!("{what} snapshots/{name}"), error),
     }
-}
-
-/// One shard: a layer with the largest index must fit, and opening is rare.
-fn open_layers_cache() -> Cache<LayerId, Arc<Layer>, LayerWeight> {
-    let options = OptionsBuilder::new()
-        .shards(1)
-        .estimated_items_capacity(256)
-        .weight_capacity(OPEN_LAYERS_BYTES)
-        .build()
-        .expect("all that is needed is given");
-    Cache::with_options(
-        options,
-        LayerWeight,
-        quick_cache::DefaultHashBuilder::default(),
-        quick_cache::sync::DefaultLifecycle::default(),
-    )
-}
-
-fn frames_cache(bytes: u64) -> Cache<(LayerId, u64), Arc<[u8]>, FrameWeight> {
-    let frames = bytes / u64::from(crate::limits::FRAME_BYTES);
-    let estimate = usize::try_from(frames).unwrap_or(usize::MAX).max(1);
-    Cache::with_weighter(estimate, bytes, FrameWeight)
 }

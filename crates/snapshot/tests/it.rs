@@ -3,6 +3,8 @@
 
 #[path = "it/compact.rs"]
 mod compact;
+#[path = "it/damage.rs"]
+mod damage;
 #[path = "it/diff.rs"]
 mod diff;
 #[path = "it/faults.rs"]

@@ -97,20 +97,21 @@ impl Context {
 }
 
 fn open_store(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
-    let no_store = |message| {
-        Failure::new(Kind::NotFound, message)
-            .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one")
-    };
-    let dir = RealDir::open(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            no_store(format!("there is no store at {}", path.display()))
-        }
-        _ => Failure::file(path, &e),
-    })?;
+    let dir = RealDir::open(path).map_err(|e| no_dir(path, &e))?;
     let store = Store::open(&dir, Arc::new(RealHost), caches);
     Ok(Arc::new(
         store.map_err(|e| Failure::from(e).about(path.display()))?,
     ))
+}
+
+/// The store's directory cannot be opened.
+fn no_dir(path: &Path, error: &std::io::Error) -> Failure {
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return Failure::file(path, error);
+    }
+    let message = format!("there is no store at {}", path.display());
+    Failure::new(Kind::NotFound, message)
+        .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one")
 }
 
 fn make_store(path: &Path) -> Result<Arc<Store>, Failure> {

@@ -1,15 +1,22 @@
-//! `cowslip verify`: reads every byte that a snapshot depends on.
+//! `cowslip verify`: reads and checks every stored byte of a store, or of what one snapshot needs.
 
-use cowslip_snapshot::verify::{Damage, verify};
+use std::sync::Arc;
+
+use cowslip_block::files::RealDir;
+use cowslip_snapshot::host::RealHost;
+use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::verify::{
+    Damage, DamagedObject, Depth, StoreReport, verify_image, verify_store,
+};
 use serde::Serialize;
 
 use super::Context;
-use crate::args::Name;
+use crate::args::Verify;
 use crate::failure::{Failure, Kind};
-use crate::report::{Unit, advance, bytes, complain};
+use crate::report::{Unit, advance, bytes, complain, count, plain};
 
 #[derive(Serialize)]
-struct Verified<'a> {
+struct Image<'a> {
     name: &'a str,
     ok: bool,
     nodes: u64,
@@ -22,29 +29,100 @@ struct Verified<'a> {
 }
 
 #[derive(Serialize)]
-struct Place<'a> {
+struct Whole<'a> {
+    ok: bool,
+    names: u64,
+    sessions: u64,
+    headers: u64,
+    nodes: u64,
+    layers: u64,
+    frames: u64,
+    read_bytes: u64,
+    /// All damaged places; the list may hold fewer.
+    damaged: u64,
+    damage: Vec<Place<'a>>,
+    /// Who needs what is damaged.
+    objects: Vec<Needed<'a>>,
+    foreign: &'a [String],
+}
+
+#[derive(Serialize)]
+pub(super) struct Place<'a> {
     object: &'a str,
     place: &'a str,
     why: &'a str,
 }
 
 impl<'a> Place<'a> {
-    fn of(Damage { object, place, why }: &'a Damage) -> Self {
-        Self { object, place, why }
+    pub(super) fn of(damage: &'a Damage) -> Self {
+        Self {
+            object: &damage.object,
+            place: &damage.place,
+            why: &damage.why,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let Self { object, place, why } = self;
+        format!("{object} is damaged: {place}: {why}")
     }
 }
 
-pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
+#[derive(Serialize)]
+pub(super) struct Needed<'a> {
+    object: &'a str,
+    /// The list may hold fewer.
+    needed_by_count: u64,
+    needed_by: &'a [String],
+}
+
+impl<'a> Needed<'a> {
+    pub(super) fn of(object: &'a DamagedObject) -> Self {
+        Self {
+            object: &object.object,
+            needed_by_count: object.needed_by_count,
+            needed_by: &object.needed_by,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        const SHOWN: usize = 10;
+        let Self { object, .. } = self;
+        if self.needed_by.is_empty() {
+            return format!("{object}: nothing needs what is damaged in it");
+        }
+        let shown = &self.needed_by[..self.needed_by.len().min(SHOWN)];
+        let mut text = format!("{object} is needed by {}", shown.join(", "));
+        let more = self.needed_by_count - shown.len() as u64;
+        if more > 0 {
+            text += &format!(" and {more} more");
+        }
+        text
+    }
+}
+
+pub(super) fn run(context: &Context, args: &Verify) -> Result<(), Failure> {
+    let depth = match args.deep {
+        true => Depth::Decoded,
+        false => Depth::Stored,
+    };
+    match &args.name {
+        Some(name) => image(context, name, depth),
+        None => whole(context, depth),
+    }
+}
+
+fn image(context: &Context, name: &SnapshotName, depth: Depth) -> Result<(), Failure> {
     let store = context.store()?;
-    let (header, _lease) = store.resolve_leased(&args.name)?;
-    let bar = context.report.progress("verifying", Unit::Frames);
-    let report = verify(&store, &header, &mut |done, total| {
+    let (header, _lease) = store.resolve_leased(name)?;
+    let bar = context.report.progress("verifying", Unit::Bytes);
+    let report = verify_image(&store, &header, depth, &mut |done, total| {
         advance(&bar, done, total)
     });
     bar.finish_and_clear();
     let report = report?;
-    let verified = Verified {
-        name: args.name.as_str(),
+    let image = Image {
+        name: name.as_str(),
         ok: report.is_whole(),
         nodes: report.nodes,
         layers: report.layers,
@@ -53,27 +131,92 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
         damaged: report.damaged,
         damage: report.damage.iter().map(Place::of).collect(),
     };
-    context.report.result(&verified, || {
-        let state = if verified.ok {
-            "is whole"
-        } else {
-            "is damaged"
-        };
+    context.report.result(&image, || {
         format!(
-            "{} {state}: {} nodes, {} layers, {} frames with {} read and checked",
-            verified.name,
-            verified.nodes,
-            verified.layers,
-            verified.frames,
-            bytes(verified.payload_bytes),
+            "{name} {}: {}, {}, {} with {} read and checked",
+            state(image.ok),
+            count(image.nodes, "node"),
+            count(image.layers, "layer"),
+            count(image.frames, "frame"),
+            bytes(image.payload_bytes),
         )
     })?;
-    if verified.ok {
+    image
+        .damage
+        .iter()
+        .for_each(|place| complain(&place.text()));
+    verdict(name.as_str(), image.damaged)
+}
+
+fn whole(context: &Context, depth: Depth) -> Result<(), Failure> {
+    let path = context.store_path()?;
+    let dir = RealDir::open(&path).map_err(|e| super::no_dir(&path, &e))?;
+    let bar = context.report.progress("verifying", Unit::Bytes);
+    let report = verify_store(&dir, Arc::new(RealHost), depth, &mut |done, total| {
+        advance(&bar, done, total);
+    });
+    bar.finish_and_clear();
+    let report = report.map_err(|e| Failure::from(e).about(path.display()))?;
+    context
+        .report
+        .result(&Whole::of(&report), || text(&report))?;
+    for damage in &report.damage {
+        complain(&Place::of(damage).text());
+    }
+    for object in &report.objects {
+        complain(&Needed::of(object).text());
+    }
+    verdict("the store", report.damaged)
+}
+
+impl<'a> Whole<'a> {
+    fn of(report: &'a StoreReport) -> Self {
+        Self {
+            ok: report.is_whole(),
+            names: report.names,
+            sessions: report.sessions,
+            headers: report.headers,
+            nodes: report.nodes,
+            layers: report.layers,
+            frames: report.frames,
+            read_bytes: report.read_bytes,
+            damaged: report.damaged,
+            damage: report.damage.iter().map(Place::of).collect(),
+            objects: report.objects.iter().map(Needed::of).collect(),
+            foreign: &report.foreign,
+        }
+    }
+}
+
+fn text(report: &StoreReport) -> String {
+    let mut text = format!(
+        "the store {}: {}, {}, {} with {}, {} with {}; {} read and checked",
+        state(report.is_whole()),
+        count(report.names, "name"),
+        count(report.sessions, "session"),
+        count(report.headers, "header"),
+        count(report.nodes, "node"),
+        count(report.layers, "layer"),
+        count(report.frames, "frame"),
+        bytes(report.read_bytes),
+    );
+    for path in &report.foreign {
+        text += &format!("\nnot cowslip's: {}", plain(path));
+    }
+    text
+}
+
+fn state(ok: bool) -> &'static str {
+    match ok {
+        true => "is whole",
+        false => "is damaged",
+    }
+}
+
+fn verdict(what: &str, damaged: u64) -> Result<(), Failure> {
+    if damaged == 0 {
         return Ok(());
     }
-    for Place { object, place, why } in &verified.damage {
-        complain(&format!("{object} is damaged: {place}: {why}"));
-    }
-    let message = format!("{}: {} damaged places", verified.name, verified.damaged);
+    let message = format!("{what}: {}", count(damaged, "damaged place"));
     Err(Failure::new(Kind::Corrupt, message))
 }

@@ -121,3 +121,58 @@ fn a_damaged_header_or_record_is_4_and_named() {
         rig.ok("verify other");
     }
 }
+
+#[test]
+fn a_whole_store_is_verified() {
+    let rig = rig();
+    rig.import("other", &noise(2, MIB));
+    let report = rig.json("verify");
+    let count = |field: &str| report[field].as_u64().unwrap();
+    let counts = [
+        "names", "sessions", "headers", "layers", "frames", "damaged",
+    ]
+    .map(count);
+    assert_eq!(counts, [2, 0, 2, 2, 32, 0], "{report}");
+    assert!(count("read_bytes") > 2 << 20 && count("nodes") == 0 && report["ok"] == true);
+    assert_eq!(report["foreign"], Value::Array(Vec::new()));
+    assert!(
+        rig.ok("verify --deep")
+            .contains("the store is whole: 2 names")
+    );
+    assert!(rig.ok("verify base --deep").contains("base is whole"));
+    // Somebody else's file is shown, without what a terminal would act on.
+    std::fs::write(rig.store().join("layers/\u{1b}[31mred"), "x").unwrap();
+    let shown = rig.ok("verify");
+    assert!(
+        shown.contains("not cowslip's: layers/\\u{1b}[31mred"),
+        "{shown}"
+    );
+    // Damage, and who needs it.
+    let header = rig.inspect("other");
+    let layer = header["layers"][0]["id"].as_str().unwrap();
+    let layer = rig.store().join(format!("layers/{layer}"));
+    flip(&layer, 70_000);
+    let said = rig.fails(4, "verify");
+    assert!(
+        said.contains("frame 1 at byte 65536") && said.contains("is needed by other"),
+        "{said}"
+    );
+    let output = rig.run("verify --json");
+    assert_eq!(output.status.code(), Some(4));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        report["objects"][0]["needed_by"],
+        serde_json::json!(["other"])
+    );
+    assert_eq!(
+        report["objects"][0]["object"],
+        report["damage"][0]["object"]
+    );
+    rig.ok("verify base");
+    // Without its marker it is a damaged store; a directory of other things is none.
+    std::fs::remove_file(rig.store().join("store")).unwrap();
+    let said = rig.fails(4, "verify");
+    assert!(said.contains("store is damaged: all of it"), "{said}");
+    std::fs::remove_dir_all(rig.store().join("layers")).unwrap();
+    rig.fails(3, "verify");
+}

@@ -21,13 +21,13 @@
 
 mod build;
 mod compare;
+mod layers;
 mod map;
 mod meta;
 mod node;
 mod nodes;
 mod relocate;
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -42,14 +42,14 @@ pub use map::{MapRun, Target};
 pub(crate) use meta::height_of;
 pub use meta::{DiffFigures, HeaderMeta};
 pub(crate) use node::{Node, NodePtr, Slot};
-pub(crate) use nodes::{Nodes, object_name};
+pub(crate) use nodes::{Nodes, object_name, read_node};
 pub(crate) use relocate::{Moves, Relocation};
 
 use crate::codec::Hash;
 use crate::error::{ObjectError, StoreError};
 use crate::header::map::span_at;
 use crate::header::meta::{TAIL_BYTES_MAX, Tail};
-use crate::ids::{HeaderId, LayerId};
+use crate::ids::HeaderId;
 use crate::limits::span;
 
 /// The end of a header object, read and not yet believed.
@@ -169,26 +169,6 @@ impl Header {
         self.walk_merged(range, visit)
     }
 
-    /// The layers that the image uses, and how many of its blocks are in each. Walks the map.
-    ///
-    /// # Errors
-    /// As [`Header::runs`].
-    pub fn layers(&self) -> Result<BTreeMap<LayerId, u64>, StoreError> {
-        let mut layers = BTreeMap::new();
-        self.for_each_run(self.blocks(), &mut |run| {
-            if let Target::Layer { id, .. } = run.to {
-                *layers.entry(id).or_insert(0) += run.blocks.count().0;
-            }
-            Ok::<_, StoreError>(ControlFlow::Continue(()))
-        })?;
-        Ok(layers)
-    }
-
-    /// The nodes in it, in bytes.
-    pub(crate) fn nodes_bytes(&self) -> u64 {
-        self.tail.nodes_bytes
-    }
-
     pub(crate) fn root(&self) -> Slot {
         self.tail.root
     }
@@ -196,6 +176,11 @@ impl Header {
     /// The level of the root.
     pub(crate) fn height(&self) -> u8 {
         height_of(self.tail.meta.blocks())
+    }
+
+    /// The bytes of the nodes in its object, which come before all else.
+    pub(crate) fn nodes_bytes(&self) -> u64 {
+        self.tail.nodes_bytes
     }
 
     pub(crate) fn tail_hash(&self) -> Hash {
@@ -313,31 +298,57 @@ fn zeros(start: BlockIndex, end: BlockIndex) -> MapRun {
 pub(crate) mod crafted {
     use super::*;
     use crate::header::node::NodePtr;
+    use crate::ids::LayerId;
+
+    /// A header object while it is being made.
+    pub(crate) struct Crafted {
+        id: HeaderId,
+        out: Vec<u8>,
+    }
+
+    impl Crafted {
+        pub(crate) fn new(id: HeaderId) -> Self {
+            let out = Vec::new();
+            Self { id, out }
+        }
+
+        pub(crate) fn put(&mut self, node: &Node) -> Slot {
+            let bytes = node.encode();
+            let (offset, len) = (self.out.len() as u64, u32::try_from(bytes.len()).unwrap());
+            let ptr = NodePtr::checked(self.id, offset, len, Hash::of(&bytes)).unwrap();
+            self.out.extend(bytes);
+            Slot::Node(ptr)
+        }
+
+        /// The header of an image of so many blocks.
+        pub(crate) fn finish(mut self, blocks: u64, root: Slot) -> Vec<u8> {
+            let tail = Tail {
+                meta: HeaderMeta {
+                    id: self.id,
+                    origin: self.id,
+                    parent: None,
+                    generation: 0,
+                    created_unix_ms: 0,
+                    block_size: BlockSize::DISK,
+                    size_bytes: blocks * 4096,
+                    made_by: "nobody".to_owned(),
+                    own_layer: None,
+                    figures: DiffFigures::default(),
+                    payload_bytes: 0,
+                },
+                root,
+                nodes_bytes: self.out.len() as u64,
+            };
+            self.out.extend(tail.encode());
+            self.out
+        }
+    }
 
     /// The header of an image of so many blocks whose root is this node.
     pub(crate) fn object(id: HeaderId, blocks: u64, root: &Node) -> Vec<u8> {
-        let mut out = root.encode();
-        let len = u32::try_from(out.len()).unwrap();
-        let ptr = NodePtr::checked(id, 0, len, Hash::of(&out)).unwrap();
-        let tail = Tail {
-            meta: HeaderMeta {
-                id,
-                origin: id,
-                parent: None,
-                generation: 0,
-                created_unix_ms: 0,
-                block_size: BlockSize::DISK,
-                size_bytes: blocks * 4096,
-                made_by: "nobody".to_owned(),
-                own_layer: None,
-                figures: DiffFigures::default(),
-                payload_bytes: 0,
-            },
-            root: Slot::Node(ptr),
-            nodes_bytes: u64::from(len),
-        };
-        out.extend(tail.encode());
-        out
+        let mut crafted = Crafted::new(id);
+        let root = crafted.put(root);
+        crafted.finish(blocks, root)
     }
 
     /// A leaf with one run.
@@ -355,6 +366,7 @@ pub(crate) mod crafted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::LayerId;
     use cowslip_block::files::Dir;
     use cowslip_sim::MemoryFs;
     use uuid::Uuid;

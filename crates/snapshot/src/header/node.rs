@@ -30,7 +30,7 @@ pub(crate) struct NodePtr {
 }
 
 /// What is known of a whole subtree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Slot {
     /// All zeros.
     Nil,

@@ -61,9 +61,7 @@ impl Nodes {
 
     /// The same from the stored bytes, whatever is cached.
     pub(crate) fn get_stored(&self, ptr: &NodePtr, level: u8) -> Result<Node, StoreError> {
-        let node = self.read(ptr)?;
-        check_level(&node, ptr, level)?;
-        Ok(node)
+        read_node(&*self.file(ptr.header)?, ptr, level)
     }
 
     /// Opens a header object, or finds it open.
@@ -84,13 +82,24 @@ impl Nodes {
 
     fn read(&self, ptr: &NodePtr) -> Result<Node, StoreError> {
         self.reads.nodes.one();
-        let file = self.file(ptr.header)?;
-        let mut bytes = vec![0; ptr.len.min(NODE_BYTES_MAX) as usize];
-        let found = file.read_at(&mut bytes, ptr.offset).map_err(Into::into);
-        found
-            .and_then(|()| decode(&bytes, ptr))
-            .map_err(|e| e.of(object_name(ptr.header)))
+        read_from(&*self.file(ptr.header)?, ptr)
     }
+}
+
+/// Reads a node from the object that it lies in.
+fn read_from(file: &dyn File, ptr: &NodePtr) -> Result<Node, StoreError> {
+    let mut bytes = vec![0; ptr.len.min(NODE_BYTES_MAX) as usize];
+    let found = file.read_at(&mut bytes, ptr.offset).map_err(Into::into);
+    found
+        .and_then(|()| decode(&bytes, ptr))
+        .map_err(|e| e.of(object_name(ptr.header)))
+}
+
+/// The same, and its level must be `level`.
+pub(crate) fn read_node(file: &dyn File, ptr: &NodePtr, level: u8) -> Result<Node, StoreError> {
+    let node = read_from(file, ptr)?;
+    check_level(&node, ptr, level)?;
+    Ok(node)
 }
 
 /// A node's bytes, checked against its pointer.

@@ -69,12 +69,21 @@ pub(super) fn compressor() -> io::Result<Compressor<'static>> {
     Compressor::new(ZSTD_LEVEL)
 }
 
+/// Are the stored bytes those that were written?
+pub(super) fn check(entry: Entry, stored: &[u8]) -> Result<(), ObjectError> {
+    match crc32c::crc32c(stored) == entry.crc {
+        true => Ok(()),
+        false => Err(ObjectError::damaged(
+            "the frame",
+            "its checksum does not match",
+        )),
+    }
+}
+
 /// Decodes stored bytes into `frame`, which they must fill exactly.
 pub(super) fn load(entry: Entry, stored: &[u8], frame: &mut [u8]) -> Result<(), ObjectError> {
+    check(entry, stored)?;
     let refuse = |why: String| ObjectError::damaged("the frame", why);
-    if crc32c::crc32c(stored) != entry.crc {
-        return Err(refuse("its checksum does not match".to_owned()));
-    }
     match entry.kind {
         Kind::Raw if stored.len() == frame.len() => frame.copy_from_slice(stored),
         Kind::Raw => return Err(refuse("it is not as long as its payload".to_owned())),

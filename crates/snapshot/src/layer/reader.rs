@@ -9,7 +9,7 @@ use crate::error::ObjectError;
 use crate::ids::LayerId;
 use crate::layer::footer::{FOOTER_BYTES, Footer};
 use crate::layer::frame;
-use crate::layer::index::{ENTRY_BYTES, Index};
+use crate::layer::index::{ENTRY_BYTES, Entry, Index};
 use crate::limits::LAYER_FRAMES_MAX;
 
 /// An immutable set of blocks, open for reading. Holds one file and 8 bytes a frame.
@@ -97,21 +97,66 @@ impl Layer {
     /// # Errors
     /// [`ObjectError`] naming the frame and its place, where its bytes are not what was written.
     pub fn read_frame(&self, n: u64) -> Result<Arc<[u8]>, ObjectError> {
-        let (Some((at, entry)), Some(len)) = (self.index.get(n), self.footer.frame_bytes(n)) else {
-            let why = format!("the layer holds {} frames", self.frames());
-            return Err(ObjectError::damaged(format!("frame {n}"), why));
-        };
+        let (at, entry, len) = self.frame(n)?;
         let mut stored = vec![0; entry.len as usize];
         let mut payload: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
         let into = Arc::get_mut(&mut payload).expect("nobody else has it yet");
         let read = self.file.read_at(&mut stored, at).map_err(Into::into);
-        match read.and_then(|()| frame::load(entry, &stored, into)) {
-            Err(ObjectError::Damaged { why, .. }) => {
-                let place = format!("frame {n} at byte {at}");
-                Err(ObjectError::Damaged { place, why })
-            }
-            other => other.map(|()| payload),
+        let loaded = read.and_then(|()| frame::load(entry, &stored, into));
+        loaded.map_err(|e| of_frame(n, at, e)).map(|()| payload)
+    }
+
+    /// Checks the stored bytes of a frame, and also what they decode to if that is wanted. Says how
+    /// long its payload is.
+    pub(crate) fn check_frame(&self, n: u64, decode: bool) -> Result<u64, ObjectError> {
+        let (_, _, len) = self.frame(n)?;
+        match decode {
+            true => drop(self.read_frame(n)?),
+            false => drop(self.stored_frame(n)?),
         }
+        Ok(len as u64)
+    }
+
+    /// The stored bytes of a frame, which have their checksum.
+    pub(crate) fn stored_frame(&self, n: u64) -> Result<Vec<u8>, ObjectError> {
+        let (at, entry, _) = self.frame(n)?;
+        let mut stored = vec![0; entry.len as usize];
+        let read = self.file.read_at(&mut stored, at).map_err(Into::into);
+        let checked = read.and_then(|()| frame::check(entry, &stored));
+        checked.map_err(|e| of_frame(n, at, e)).map(|()| stored)
+    }
+
+    /// How many bytes a frame is stored in.
+    pub(crate) fn stored_bytes(&self, n: u64) -> u64 {
+        self.index
+            .get(n)
+            .map_or(0, |(_, entry)| u64::from(entry.len))
+    }
+
+    /// Where the frames end, and the index begins.
+    pub(crate) fn payload_end(&self) -> u64 {
+        self.footer.index_at
+    }
+
+    /// Where a frame lies, what it is, and how long its payload.
+    fn frame(&self, n: u64) -> Result<(u64, Entry, usize), ObjectError> {
+        match (self.index.get(n), self.footer.frame_bytes(n)) {
+            (Some((at, entry)), Some(len)) => Ok((at, entry, len)),
+            _ => {
+                let why = format!("the layer holds {} frames", self.frames());
+                Err(ObjectError::damaged(format!("frame {n}"), why))
+            }
+        }
+    }
+}
+
+/// The same, with the frame's place.
+fn of_frame(n: u64, at: u64, error: ObjectError) -> ObjectError {
+    match error {
+        ObjectError::Damaged { why, .. } => {
+            ObjectError::damaged(format!("frame {n} at byte {at}"), why)
+        }
+        other => other,
     }
 }
 

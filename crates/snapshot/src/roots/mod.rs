@@ -30,7 +30,7 @@ use crate::error::StoreError;
 pub use self::lease::Lease;
 pub use self::sessions::SessionRecord;
 
-const LOCK: &str = "roots.lock";
+pub(crate) const LOCK: &str = "roots.lock";
 /// It is held for milliseconds, by a collection for as long as reading all names takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -304,7 +304,10 @@ fn verify_finds_what_is_missing_or_mapped_wrongly() {
         ],
     );
     let why = found(&past);
-    assert!(why.len() == 1 && why[0].contains("there are 16"), "{why:?}");
+    assert!(
+        why.len() == 1 && why[0].contains("there are 256"),
+        "{why:?}"
+    );
     let device = image(&rig.store, &past);
     assert!(matches!(
         read(&device, ByteRange::new(0, 40960)),

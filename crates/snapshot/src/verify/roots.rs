@@ -1,0 +1,169 @@
+//! [`Root`]: what names and sessions need, checked as a whole.
+//!
+//! Here is found what no object can say of itself: that something is not there, or is not what a map
+//! takes it for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::findings::Spot;
+use super::map::{MapWalk, Met, past_the_end};
+use super::objects::{LayerFacts, Objects};
+use crate::error::{ObjectError, StoreError};
+use crate::header::Header;
+use crate::ids::{HeaderId, LayerId, SnapshotName};
+use crate::record::Record;
+use crate::store::{Store, layer_name};
+
+/// What keeps an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Root {
+    Name(SnapshotName, Record),
+    Session(Uuid, HeaderId),
+}
+
+impl Root {
+    pub(super) fn label(&self) -> String {
+        match self {
+            Self::Name(name, _) => name.to_string(),
+            Self::Session(id, _) => format!("session {id}"),
+        }
+    }
+
+    pub(super) fn header(&self) -> HeaderId {
+        match self {
+            Self::Name(_, record) => record.header,
+            Self::Session(_, header) => *header,
+        }
+    }
+
+    fn open(&self, store: &Store) -> Result<Arc<Header>, StoreError> {
+        match self {
+            Self::Name(_, record) => store.open_recorded(record),
+            Self::Session(_, header) => store.open_header(*header),
+        }
+    }
+
+    /// Is it still there, and the same?
+    fn stands(&self, store: &Store) -> bool {
+        match self {
+            Self::Name(name, record) => match store.record(name) {
+                Ok(now) => now == *record,
+                Err(StoreError::NotFound { .. }) => false,
+                Err(_) => true,
+            },
+            Self::Session(id, header) => match store.session_record(*id) {
+                Ok(now) => now.is_some_and(|record| record.headers.contains(header)),
+                Err(_) => true,
+            },
+        }
+    }
+}
+
+/// A root, and its header if that can be opened.
+pub(super) type Rooted = (Root, Option<Arc<Header>>);
+
+/// Walks all maps, each node once. Roots that have gone meanwhile do not come back.
+pub(super) fn check_roots(
+    store: &Store,
+    roots: Vec<Root>,
+    objects: &mut Objects<'_>,
+) -> Result<Vec<Rooted>, StoreError> {
+    let mut walk = MapWalk::new(store.nodes());
+    let mut checked = Vec::new();
+    for root in roots {
+        let mut found = Vec::new();
+        let header = match root.open(store) {
+            Ok(header) => {
+                check_map(store, &header, objects, &mut walk, &mut found)?;
+                Some(header)
+            }
+            Err(error) => {
+                found.push((Spot::Header(root.header()), error));
+                None
+            }
+        };
+        if !found.is_empty() && !root.stands(store) {
+            walk.take_back();
+            continue;
+        }
+        for (spot, error) in found {
+            objects.findings.found(spot, error)?;
+        }
+        checked.push((root, header));
+    }
+    Ok(checked)
+}
+
+fn check_map(
+    store: &Store,
+    header: &Header,
+    objects: &mut Objects<'_>,
+    walk: &mut MapWalk<'_>,
+    found: &mut Vec<(Spot, StoreError)>,
+) -> Result<(), StoreError> {
+    // One finding for each layer of the map.
+    let mut wrong: BTreeMap<LayerId, (Spot, StoreError)> = BTreeMap::new();
+    walk.image(header, &mut |met| {
+        match met {
+            Met::Node => {}
+            Met::Broken(ptr, error) => found.push((Spot::Node(ptr), error)),
+            Met::Run { layer, at, count } => {
+                if !wrong.contains_key(&layer)
+                    && let Some(why) = wrong_run(store, header, objects, (layer, at, count))
+                {
+                    wrong.insert(layer, why);
+                }
+            }
+        }
+        Ok(())
+    })?;
+    found.extend(wrong.into_values());
+    if let Err(error) = past_the_end(header) {
+        found.push((Spot::Map(header.id()), error));
+    }
+    Ok(())
+}
+
+/// Why a run cannot be; damage of the layer itself has been found before.
+fn wrong_run(
+    store: &Store,
+    header: &Header,
+    objects: &Objects<'_>,
+    (id, at, count): (LayerId, u64, u64),
+) -> Option<(Spot, StoreError)> {
+    let facts = match objects.layers.get(&id) {
+        Some(facts) => (*facts)?,
+        // Not there when the objects were listed.
+        None => match open_facts(store, id) {
+            Ok(facts) => facts,
+            Err(error) => return Some((Spot::Layer(id), error)),
+        },
+    };
+    let (place, why) = if facts.block_size != header.block_size() {
+        (
+            "the footer",
+            "its blocks are not of the image's size".to_owned(),
+        )
+    } else if at + count > facts.blocks {
+        let (last, all) = (at + count - 1, facts.blocks);
+        (
+            "its end",
+            format!("the map uses block {last}, and there are {all}"),
+        )
+    } else {
+        return None;
+    };
+    let error = ObjectError::damaged(place, why).of(layer_name(id));
+    Some((Spot::Map(header.id()), error))
+}
+
+fn open_facts(store: &Store, id: LayerId) -> Result<LayerFacts, StoreError> {
+    let layer = store.open_layer_stored(id)?;
+    Ok(LayerFacts {
+        blocks: layer.blocks().0,
+        block_size: layer.block_size(),
+    })
+}

@@ -1,0 +1,559 @@
+//! Damage to a small store that has one of everything: each byte of each object flipped, each object
+//! cut at each length, any two of one kind exchanged. It is noticed, by verify and by whoever reads;
+//! nobody gets wrong bytes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use cowslip_block::files::{Access, Dir, RealDir, read_all};
+use cowslip_block::{BlockSize, ByteOffset, Device};
+use cowslip_sim::MemoryFs;
+use cowslip_snapshot::gc::collect;
+use cowslip_snapshot::roots::SessionRecord;
+use cowslip_snapshot::verify::{Depth, StoreReport, verify_store};
+use cowslip_snapshot::{Header, HeaderSpec, Image, MapRun, Store, Target};
+use uuid::Uuid;
+
+use crate::rig::{CountingHost, SMALL, noise, run, spec};
+
+const BLOCK: usize = 512;
+pub(crate) const DIRS: [&str; 4] = ["headers", "layers", "sessions", "snapshots"];
+
+/// The files of a store, by path, and what its snapshots read as.
+#[derive(Clone, Default)]
+pub(crate) struct Made {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) images: BTreeMap<String, Vec<u8>>,
+}
+
+/// A store in memory.
+pub(crate) struct Place {
+    pub(crate) root: Arc<dyn Dir>,
+}
+
+impl Place {
+    pub(crate) fn of(files: &BTreeMap<String, Vec<u8>>) -> Self {
+        let root = MemoryFs::new().root();
+        for dir in DIRS.iter().chain(&["tmp", "leases"]) {
+            root.create_dir(dir).unwrap();
+        }
+        let place = Self { root };
+        for (path, bytes) in files {
+            place.write(path, Some(bytes));
+        }
+        place
+    }
+
+    fn dir<'a>(&self, path: &'a str) -> (Arc<dyn Dir>, &'a str) {
+        match path.split_once('/') {
+            Some((dir, name)) => (self.root.open_dir(dir).unwrap(), name),
+            None => (Arc::clone(&self.root), path),
+        }
+    }
+
+    /// Puts bytes there, or takes the file away.
+    pub(crate) fn write(&self, path: &str, bytes: Option<&[u8]>) {
+        let (dir, name) = self.dir(path);
+        drop(dir.remove(name));
+        if let Some(bytes) = bytes {
+            dir.create(name).unwrap().write_at(bytes, 0).unwrap();
+        }
+    }
+
+    pub(crate) fn read(&self, path: &str) -> Option<Vec<u8>> {
+        let (dir, name) = self.dir(path);
+        let file = dir.open(name, Access::Read).ok()?;
+        Some(read_all(&*file, 1 << 30).unwrap())
+    }
+
+    pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut paths = vec!["store".to_owned()];
+        for dir in DIRS {
+            let names = self.root.open_dir(dir).unwrap().list().unwrap();
+            paths.extend(names.into_iter().map(|name| format!("{dir}/{name}")));
+        }
+        let there = paths
+            .into_iter()
+            .filter_map(|path| Some((self.read(&path)?, path)));
+        there.map(|(bytes, path)| (path, bytes)).collect()
+    }
+
+    pub(crate) fn verify(&self) -> StoreReport {
+        let host = CountingHost::from(1 << 40);
+        verify_store(&*self.root, host, Depth::Stored, &mut |done, all| {
+            assert!(done <= all)
+        })
+        .unwrap()
+    }
+
+    pub(crate) fn open(&self) -> Result<Arc<Store>, cowslip_snapshot::StoreError> {
+        Store::open(&*self.root, CountingHost::from(1 << 32), SMALL).map(Arc::new)
+    }
+}
+
+/// Text, which compresses.
+fn text(seed: u64, blocks: usize) -> Vec<u8> {
+    let line = |i: usize| format!("{seed} is the seed, and {} is the line; ", i % 97);
+    let mut out: Vec<u8> = (0..)
+        .flat_map(|i| line(i).into_bytes())
+        .take(blocks * BLOCK)
+        .collect();
+    out.truncate(blocks * BLOCK);
+    out
+}
+
+/// Makes snapshots one by one, beside an oracle.
+pub(crate) struct Maker {
+    store: Arc<Store>,
+    made: Made,
+}
+
+impl Maker {
+    pub(crate) fn new(place: &Place) -> Self {
+        let store = Store::open_or_create(&*place.root, CountingHost::from(1), SMALL).unwrap();
+        Self {
+            store: Arc::new(store),
+            made: Made::default(),
+        }
+    }
+
+    /// Writes at blocks (none for a hole), over a parent of this name, as a snapshot of that name.
+    pub(crate) fn take(
+        &mut self,
+        parent: Option<&str>,
+        name: &str,
+        blocks: usize,
+        writes: &[(u64, Option<Vec<u8>>)],
+    ) -> Arc<Header> {
+        let lease = self.store.lease().unwrap();
+        let parent_header = parent.map(|p| self.store.resolve(&p.parse().unwrap()).unwrap());
+        let mut image = parent.map_or(Vec::new(), |p| self.made.images[p].clone());
+        image.resize(blocks * BLOCK, 0);
+        let size = BlockSize::new(512).unwrap();
+        let mut writer = self.store.layer_writer(&lease, size).unwrap();
+        let mut changes: Vec<MapRun> = Vec::new();
+        for (start, bytes) in writes {
+            let at = usize::try_from(*start).unwrap() * BLOCK;
+            let (len, to) = match bytes {
+                None => (BLOCK, Target::Zero),
+                Some(bytes) => {
+                    let at = writer.push(bytes).unwrap();
+                    (
+                        bytes.len(),
+                        Target::Layer {
+                            id: writer.id(),
+                            at,
+                        },
+                    )
+                }
+            };
+            let new = bytes.clone().unwrap_or(vec![0; len]);
+            image[at..at + len].copy_from_slice(&new);
+            changes.push(run(*start, start + (len / BLOCK) as u64, to));
+        }
+        let layer = (writer.blocks().0 > 0).then(|| writer.finish().unwrap());
+        let spec = HeaderSpec {
+            layer,
+            block_size: size,
+            ..spec(parent_header.as_deref(), image.len() as u64, &changes)
+        };
+        let header = self.store.put_header(&lease, &spec).unwrap();
+        let text = name.parse().unwrap();
+        self.store.commit(&lease, &text, &header, false).unwrap();
+        self.made.images.insert(name.to_owned(), image);
+        header
+    }
+
+    pub(crate) fn session(&self, id: u128, header: &Header) {
+        let record = SessionRecord {
+            version: 1,
+            id: Uuid::from_u128(id),
+            path: "somewhere".into(),
+            temporary: false,
+            headers: vec![header.id()],
+            moved: None,
+        };
+        self.store.put_session(&record).unwrap();
+    }
+
+    pub(crate) fn done(self, place: &Place) -> Made {
+        Made {
+            files: place.files(),
+            ..self.made
+        }
+    }
+}
+
+/// One of everything: a template with a compressed frame and a raw one, two forks, a chain of three,
+/// two sessions, a name that stands for the same as another, a header that no name leads to.
+fn everything() -> Made {
+    let place = Place::of(&BTreeMap::new());
+    let mut maker = Maker::new(&place);
+    let template = [
+        (1, Some(text(1, 128))),
+        (130, Some(noise(1, BLOCK))),
+        (280, Some(noise(2, 64))),
+    ];
+    let template = template.map(|(at, bytes)| {
+        (
+            at,
+            bytes.map(|mut b| {
+                b.resize(b.len().next_multiple_of(BLOCK), 7);
+                b
+            }),
+        )
+    });
+    let base = maker.take(None, "template", 300, &template);
+    let same = text(5, 3);
+    maker.take(
+        Some("template"),
+        "fork-a",
+        300,
+        &[(7, Some(same.clone())), (20, None)],
+    );
+    let b = [(7, Some(same)), (260, Some(text(6, 2)))];
+    let fork = maker.take(Some("template"), "fork-b", 300, &b);
+    for (i, (from, to)) in [("template", "one"), ("one", "two"), ("two", "three")]
+        .into_iter()
+        .enumerate()
+    {
+        let at = 256 * i as u64;
+        let writes = [
+            (at + 3, Some(text(at, 1))),
+            (at + 5, None),
+            (at + 9, Some(text(at + 1, 1))),
+        ];
+        maker.take(Some(from), to, 300 + 300 * i, &writes);
+    }
+    maker.session(1, &base);
+    maker.session(2, &fork);
+    maker.store.remove(&"two".parse().unwrap()).unwrap();
+    maker.made.images.remove("two");
+    let lease = maker.store.lease().unwrap();
+    maker
+        .store
+        .commit(&lease, &"again".parse().unwrap(), &fork, false)
+        .unwrap();
+    maker
+        .made
+        .images
+        .insert("again".to_owned(), maker.made.images["fork-b"].clone());
+    drop(lease);
+    maker.done(&place)
+}
+
+/// Verify finds it in one of `objects`, at a place.
+#[track_caller]
+fn is_found(place: &Place, objects: &[&str], what: &str) {
+    let report = place.verify();
+    let named = report
+        .damage
+        .iter()
+        .any(|d| objects.contains(&d.object.as_str()) && !d.place.is_empty());
+    assert!(named, "{what}: {:?}", report.damage);
+}
+
+/// Whoever reads all that there is gets the right bytes, or an error that names one of `objects`.
+#[track_caller]
+fn reads_right_or_fails(place: &Place, made: &Made, objects: &[&str], what: &str) {
+    let named = |why: String| {
+        let named = objects.iter().any(|object| why.contains(object));
+        assert!(named, "{what}: {why}");
+    };
+    let store = match place.open() {
+        Ok(store) => store,
+        Err(error) => return named(error.to_string()),
+    };
+    if let Err(error) = store.sessions() {
+        named(error.to_string());
+    }
+    for (name, want) in &made.images {
+        let header = match store.resolve(&name.parse().unwrap()) {
+            Ok(header) => header,
+            Err(error) => {
+                named(error.to_string());
+                continue;
+            }
+        };
+        let image: &dyn Device = &Image::new(Arc::clone(&store), header);
+        let mut got = vec![0; want.len()];
+        match image.read_at(ByteOffset(0), &mut got) {
+            Ok(()) => assert!(got == *want, "{what}: {name} reads wrong bytes"),
+            Err(error) => named(error.to_string()),
+        }
+    }
+}
+
+/// All of these, on all processors, each with a store of its own.
+fn in_parallel<T: Sync>(made: &Made, cases: &[T], check: impl Fn(&Place, &T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                let place = Place::of(&made.files);
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(&place, case);
+                }
+            });
+        }
+    });
+}
+
+/// Checks each of these changes of each object.
+fn each_change(made: &Made, changes: impl Fn(&str, &[u8]) -> Vec<(String, Vec<u8>)> + Sync) {
+    let objects: Vec<_> = made.files.iter().collect();
+    in_parallel(made, &objects, |place, (path, whole)| {
+        for (what, bytes) in changes(path, whole) {
+            let what = format!("{path}: {what}");
+            place.write(path, Some(&bytes));
+            is_found(place, &[path], &what);
+            reads_right_or_fails(place, made, &[path], &what);
+        }
+        place.write(path, Some(whole));
+    });
+}
+
+#[test]
+fn the_store_of_these_tests_is_whole_and_reads_right() {
+    let made = everything();
+    let place = Place::of(&made.files);
+    let report = place.verify();
+    assert!(report.is_whole(), "{:?}", report.damage);
+    let counts = [
+        report.names,
+        report.sessions,
+        report.headers,
+        report.layers,
+        report.frames,
+    ];
+    assert_eq!(counts, [6, 2, 6, 6, 7]);
+    let stored = |dir: &str| -> usize {
+        made.files
+            .iter()
+            .filter(|(p, _)| p.starts_with(dir))
+            .map(|(_, b)| b.len())
+            .sum()
+    };
+    let all = (stored("headers/") + stored("layers/")) as u64;
+    assert_eq!(report.read_bytes, all, "each byte once");
+    reads_right_or_fails(&place, &made, &[], "nothing is damaged");
+    assert_eq!(report.foreign, [""; 0]);
+}
+
+#[test]
+fn every_flipped_byte_is_noticed() {
+    each_change(&everything(), |path, whole| {
+        let masks: &[u8] = match path.starts_with("layers/") {
+            true => &[0x10],
+            false => &[0x01, 0x03, 0x80, 0xff],
+        };
+        let flip = |at: usize, mask: u8| {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= mask;
+            (format!("byte {at} ^ {mask:#x}"), bytes)
+        };
+        (0..whole.len())
+            .flat_map(|at| masks.iter().map(move |mask| flip(at, *mask)))
+            .collect()
+    });
+}
+
+#[test]
+fn every_cut_and_every_byte_more_is_noticed() {
+    each_change(&everything(), |_, whole| {
+        let cut = |len: usize| (format!("cut to {len}"), whole[..len].to_vec());
+        let mut all: Vec<_> = (0..whole.len()).map(cut).collect();
+        for more in [0, 0xff] {
+            all.push((format!("{more} more"), [whole, &[more]].concat()));
+        }
+        all
+    });
+}
+
+/// What older releases wrote.
+#[test]
+fn every_flipped_byte_of_version_1_is_noticed() {
+    let mut made = Made::default();
+    let root = RealDir::open(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/golden/v1"
+    )));
+    let root = root.unwrap();
+    let mut read = |dir: &dyn Dir, prefix: &str, name: &str| {
+        let file = dir.open(name, Access::Read).unwrap();
+        let bytes = read_all(&*file, 1 << 20).unwrap();
+        made.files.insert(format!("{prefix}{name}"), bytes);
+    };
+    read(&root, "", "store");
+    for kind in ["headers", "layers", "snapshots"] {
+        let dir = root.open_dir(kind).unwrap();
+        for name in dir.list().unwrap() {
+            read(&*dir, &format!("{kind}/"), &name);
+        }
+    }
+    assert_eq!(made.files.len(), 7);
+    assert!(Place::of(&made.files).verify().is_whole());
+    each_change(&made, |_, whole| {
+        let flip = |at: usize| {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= 3;
+            (format!("byte {at}"), bytes)
+        };
+        (0..whole.len()).map(flip).collect()
+    });
+}
+
+#[test]
+fn two_objects_that_were_exchanged_are_noticed() {
+    let made = everything();
+    let paths: Vec<&String> = made.files.keys().collect();
+    let kind = |path: &str| path.split('/').next().unwrap().to_owned();
+    let mut pairs = Vec::new();
+    for (i, a) in paths.iter().enumerate() {
+        pairs.extend(
+            paths[i + 1..]
+                .iter()
+                .filter(|b| kind(a) == kind(b))
+                .map(|b| (*a, *b)),
+        );
+    }
+    assert!(pairs.len() > 40);
+    in_parallel(&made, &pairs, |place, (a, b)| {
+        place.write(a, Some(&made.files[*b]));
+        place.write(b, Some(&made.files[*a]));
+        for one in [a, b] {
+            is_found(place, &[one], &format!("{a} and {b} exchanged"));
+        }
+        reads_right_or_fails(place, &made, &[a, b], &format!("{a} and {b} exchanged"));
+        place.write(a, Some(&made.files[*a]));
+        place.write(b, Some(&made.files[*b]));
+    });
+}
+
+#[test]
+fn what_is_needed_and_not_there_is_noticed() {
+    let made = everything();
+    let place = Place::of(&made.files);
+    for (path, bytes) in &made.files {
+        place.write(path, None);
+        // A name or a session that is not there is none.
+        let gone = path.starts_with("snapshots/") || path.starts_with("sessions/");
+        match gone {
+            true => assert!(place.verify().is_whole(), "{path}"),
+            false => is_found(&place, &[path], &format!("without {path}")),
+        }
+        if !gone {
+            reads_right_or_fails(&place, &made, &[path, "it has no file `store`"], path);
+        }
+        place.write(path, Some(bytes));
+    }
+}
+
+#[test]
+fn who_needs_what_is_damaged_is_said() {
+    let made = everything();
+    let place = Place::of(&made.files);
+    let store = place.open().unwrap();
+    let layer_of = |name: &str| {
+        let header = store.resolve(&name.parse().unwrap()).unwrap();
+        header.meta().own_layer.unwrap()
+    };
+    let needed = |path: &str, at: usize| {
+        let mut bytes = made.files[path].clone();
+        bytes[at] ^= 1;
+        place.write(path, Some(&bytes));
+        let objects = place.verify().objects;
+        place.write(path, Some(&made.files[path]));
+        assert_eq!((objects.len(), objects[0].object.as_str()), (1, path));
+        assert_eq!(
+            objects[0].needed_by_count,
+            objects[0].needed_by.len() as u64
+        );
+        objects[0].needed_by.clone()
+    };
+    // A frame of the template: all of them, and the sessions. Of the fork: two names and a session.
+    let [one, two] = [1, 2].map(|n| format!("session {}", Uuid::from_u128(n)));
+    let all = [
+        "again", "fork-a", "fork-b", "one", "template", "three", &one, &two,
+    ];
+    assert_eq!(needed(&format!("layers/{}", layer_of("template")), 0), all);
+    assert_eq!(
+        needed(&format!("layers/{}", layer_of("fork-b")), 0),
+        ["again", "fork-b", &two]
+    );
+    // A header's tail is needed by who stands for it, a node by who comes by it.
+    let header = store.resolve(&"one".parse().unwrap()).unwrap();
+    let path = format!("headers/{}", header.id());
+    let len = made.files[&path].len();
+    assert_eq!(needed(&path, len - 1), ["one"]);
+    assert_eq!(needed(&path, 0), ["one", "three"]);
+    assert_eq!(needed("snapshots/one", 30), ["one"]);
+}
+
+#[test]
+fn files_of_others_are_listed_and_are_no_damage() {
+    let made = everything();
+    let place = Place::of(&made.files);
+    let id = Uuid::from_u128(77);
+    let upper = format!(
+        "layers/{}",
+        Uuid::from_u128(0xabc << 100).to_string().to_uppercase()
+    );
+    let foreign = [
+        "headers/notes",
+        upper.as_str(),
+        "leases/x",
+        "lost+found",
+        "sessions/y",
+        "snapshots/.hidden",
+        "tmp/z",
+    ];
+    for path in foreign {
+        place.write(path, Some(b"?"));
+    }
+    place.write(&format!("tmp/{id}.3"), Some(b"half an object"));
+    place.write(&format!("leases/{id}"), Some(b"layer "));
+    place.write(&format!("sessions/{id}.new"), Some(b"{"));
+    let mut report = place.verify();
+    assert!(report.is_whole());
+    report.foreign.sort();
+    let mut want = foreign;
+    want.sort_unstable();
+    assert_eq!(report.foreign, want);
+}
+
+/// Names and sessions come and go, and what they needed with them, while verify looks.
+#[test]
+fn what_is_collected_meanwhile_is_no_damage() {
+    const ROUNDS: u64 = 150;
+    let place = &Place::of(&BTreeMap::new());
+    let mut maker = Maker::new(place);
+    maker.take(None, "base", 10, &[(1, Some(text(1, 3)))]);
+    let done = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for round in 0..ROUNDS {
+                let (one, two) = (format!("one-{round}"), format!("two-{round}"));
+                maker.take(Some("base"), &one, 10, &[(2, Some(text(round, 1)))]);
+                let header = maker.take(Some(&one), &two, 600, &[(300, Some(text(round, 2)))]);
+                maker.session(7, &header);
+                for name in [one, two] {
+                    maker.store.remove(&name.parse().unwrap()).unwrap();
+                }
+                collect(&maker.store, false, &|_| false, &mut |_, _| {}).unwrap();
+                maker.store.forget_session(Uuid::from_u128(7)).unwrap();
+                collect(&maker.store, false, &|_| false, &mut |_, _| {}).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut runs = 0;
+        while !done.load(Ordering::Relaxed) {
+            let report = place.verify();
+            assert!(report.is_whole(), "run {runs}: {:?}", report.damage);
+            runs += 1;
+        }
+        assert!(runs > 10, "{runs}");
+    });
+}
