@@ -37,6 +37,12 @@ impl Image {
         &self.store
     }
 
+    /// Damage is said, once, and fails the request.
+    fn failed(&self, error: StoreError) -> DeviceError {
+        self.store.complain(&error);
+        error.into()
+    }
+
     /// Hands the bytes of `range`, which lies within the image, to `sink`.
     pub(crate) fn read_stored(
         &self,
@@ -113,7 +119,7 @@ impl Device for Image {
 
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         self.geometry().check_range(range)?;
-        Ok(self.read_stored(range, sink)?)
+        self.read_stored(range, sink).map_err(|e| self.failed(e))
     }
 
     fn block_status(
@@ -122,14 +128,14 @@ impl Device for Image {
         visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
     ) -> Result<(), DeviceError> {
         self.geometry().check_range(range)?;
-        self.for_each_part(range, &mut |run, bytes| {
+        let told = self.for_each_part(range, &mut |run, bytes| {
             Ok(visit(Extent {
                 len: bytes.len(),
                 hole: run.to == Target::Zero,
                 dirty: false,
             }))
-        })?;
-        Ok(())
+        });
+        told.map_err(|e| self.failed(e))
     }
 }
 

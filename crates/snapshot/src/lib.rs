@@ -34,6 +34,7 @@ pub const MADE_BY: &str = concat!("cowslip ", env!("CARGO_PKG_VERSION"));
 mod caches;
 mod checked_json;
 mod codec;
+mod complaints;
 mod pending;
 mod record;
 

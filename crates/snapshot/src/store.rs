@@ -30,6 +30,7 @@ use cowslip_block::files::{Access, Dir};
 use uuid::Uuid;
 
 use crate::caches::{Frames, OpenLayers};
+use crate::complaints::Complaints;
 use crate::error::{ObjectError, StoreError};
 use crate::header::{self, Header, HeaderSpec, Nodes, Relocation, UncheckedHeader, object_name};
 use crate::host::Host;
@@ -102,6 +103,7 @@ pub struct Store {
     reads: Arc<Reads>,
     open_layers: OpenLayers,
     frames: Frames,
+    complaints: Complaints,
 }
 
 impl fmt::Debug for Store {
@@ -182,7 +184,7 @@ impl Store {
         frame: u64,
         block_size: BlockSize,
     ) -> Result<Arc<[u8]>, StoreError> {
-        self.frames.get_or_insert_with(&(id, frame), || {
+        let read = self.frames.get_or_insert_with(&(id, frame), || {
             let layer = self.open_layer(id)?;
             if layer.block_size() != block_size {
                 let why = "its blocks are not of the image's size";
@@ -190,7 +192,20 @@ impl Store {
             }
             self.reads.frames.one();
             layer.read_frame(frame).map_err(|e| e.of(layer_name(id)))
-        })
+        });
+        // A repair puts another file in its place: the next read looks again.
+        read.inspect_err(|_| drop(self.open_layers.remove(&id)))
+    }
+
+    /// From now on damage that reads of images come by is said to `say`, once for each object and place.
+    /// The first one that asks for it gets it.
+    pub fn on_damage(&self, say: impl Fn(&str) + Send + Sync + 'static) {
+        self.complaints.listen(Box::new(say));
+    }
+
+    /// A read of an image failed.
+    pub(crate) fn complain(&self, error: &StoreError) {
+        self.complaints.hear(error);
     }
 
     /// Builds a header and stores it, durably. Its layer must be finished.
@@ -270,11 +285,12 @@ impl Store {
     /// # Errors
     /// `Corrupt` where it is damaged or not there, `Version`, `Io`.
     pub fn open_header(&self, id: HeaderId) -> Result<Arc<Header>, StoreError> {
-        let file = self.nodes.file(id)?;
-        UncheckedHeader::read(file.as_ref(), id, Arc::clone(&self.nodes))
-            .and_then(UncheckedHeader::check)
-            .map(Arc::new)
-            .map_err(|e| e.of(object_name(id)))
+        self.nodes.read_in(id, |file| {
+            UncheckedHeader::read(file, id, Arc::clone(&self.nodes))
+                .and_then(UncheckedHeader::check)
+                .map(Arc::new)
+                .map_err(|e| e.of(object_name(id)))
+        })
     }
 
     /// The same; nothing where there is no such object.
@@ -354,6 +370,7 @@ impl Store {
             && header.tail_hash() == record.tail_hash
             && header.meta().origin == record.origin;
         if !is_it {
+            self.nodes.forget(record.header);
             let why = "the header is not the one that was committed under this name";
             return Err(ObjectError::damaged("the metadata", why).of(object_name(record.header)));
         }

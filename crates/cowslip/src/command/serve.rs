@@ -126,7 +126,7 @@ impl Target {
         let Some(path) = &args.session else {
             let name = args.name.clone().expect("clap wants a name or a session");
             let store_path = context.store_path()?;
-            let store = open_store(&store_path, caches)?;
+            let store = open_told(&store_path, caches)?;
             return Self::without_session(args, name, &store, &store_path);
         };
         let dir = match RealDir::open(path) {
@@ -143,7 +143,7 @@ impl Target {
             (None, Some(manifest)) => manifest.store.clone(),
             _ => context.store_path()?,
         };
-        let store = open_store(&store_path, caches)?;
+        let store = open_told(&store_path, caches)?;
         let around = surroundings(&dir, path, false, &store, &store_path)?;
         let session = match known {
             Some(manifest) => {
@@ -241,6 +241,17 @@ impl Target {
             complain(&format!("ending the session: {}", failure.message));
         }
     }
+}
+
+/// A store whose damage is said when a client comes by it: once, while each read of it fails.
+fn open_told(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
+    let store = open_store(path, caches)?;
+    store.on_damage(|what| {
+        complain(&format!(
+            "{what}; reads of it fail. `cowslip verify` lists all damage, `cowslip repair` mends what can be had again"
+        ));
+    });
+    Ok(store)
 }
 
 /// The snapshot that a new session begins from.

@@ -53,8 +53,11 @@ fn a_damaged_layer_is_4_and_named() {
     let mut bytes = vec![0; 4096];
     let refused = client.read(70_000 / 4096 * 4096, &mut bytes).unwrap_err();
     assert!(refused.to_string().contains("EIO"), "{refused}");
-    client.read(512 << 10, &mut bytes).unwrap();
-    assert!(bytes == noise(1, MIB)[512 << 10..][..4096]);
+    for neighbour in [65_536 - 4096, 131_072, 512 << 10] {
+        client.read(neighbour, &mut bytes).unwrap();
+        let at = usize::try_from(neighbour).unwrap();
+        assert!(bytes == noise(1, MIB)[at..][..4096]);
+    }
     // A part of a damaged block cannot be written; all of it can.
     client.write(70_001, b"x").unwrap_err();
     client.write(0, &noise(2, 256 << 10)).unwrap();
@@ -175,4 +178,41 @@ fn a_whole_store_is_verified() {
     assert!(said.contains("store is damaged: all of it"), "{said}");
     std::fs::remove_dir_all(rig.store().join("layers")).unwrap();
     rig.fails(3, "verify");
+}
+
+#[test]
+fn a_server_says_once_what_is_damaged_and_reads_on_when_it_is_mended() {
+    let rig = rig();
+    let layer = object(&rig, "layers");
+    let whole = std::fs::read(&layer).unwrap();
+    flip(&layer, 70_000);
+    for line in ["base --session s", "base --read-only --nbd unix:s/nbd.sock"] {
+        let served = rig.serve(line);
+        let mut client = served.client();
+        let mut bytes = vec![0; 4096];
+        for at in [65_536, 70_000, 100_000, 65_536] {
+            let refused = client.read(at, &mut bytes).unwrap_err();
+            assert!(refused.to_string().contains("EIO"), "{refused}");
+        }
+        let said = served.line_with("is damaged");
+        let name = format!("layers/{}", layer.file_name().unwrap().to_str().unwrap());
+        for part in [
+            &name,
+            "frame 1 at byte 65536",
+            "checksum",
+            "cowslip verify",
+            "cowslip repair",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        // Another file takes its place, as a repair does it.
+        let damaged = std::fs::read(&layer).unwrap();
+        std::fs::rename(rig.file("mended", &whole), &layer).unwrap();
+        client.read(65_536, &mut bytes).unwrap();
+        assert!(bytes == whole[65_536..][..4096]);
+        drop(client);
+        let rest = served.end();
+        assert!(!rest.contains("damaged"), "{rest}");
+        std::fs::write(&layer, damaged).unwrap();
+    }
 }

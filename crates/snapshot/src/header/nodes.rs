@@ -61,11 +61,22 @@ impl Nodes {
 
     /// The same from the stored bytes, whatever is cached.
     pub(crate) fn get_stored(&self, ptr: &NodePtr, level: u8) -> Result<Node, StoreError> {
-        read_node(&*self.file(ptr.header)?, ptr, level)
+        self.read_in(ptr.header, |file| read_node(file, ptr, level))
+    }
+
+    /// Reads in a header object. Where that fails the file is not kept open: a repair puts another in
+    /// its place.
+    pub(crate) fn read_in<T>(
+        &self,
+        id: HeaderId,
+        read: impl FnOnce(&dyn File) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let read = self.file(id).and_then(|file| read(&*file));
+        read.inspect_err(|_| self.forget(id))
     }
 
     /// Opens a header object, or finds it open.
-    pub(crate) fn file(&self, id: HeaderId) -> Result<Arc<dyn File>, StoreError> {
+    fn file(&self, id: HeaderId) -> Result<Arc<dyn File>, StoreError> {
         let open = || {
             self.reads.headers.one();
             self.headers
@@ -82,7 +93,7 @@ impl Nodes {
 
     fn read(&self, ptr: &NodePtr) -> Result<Node, StoreError> {
         self.reads.nodes.one();
-        read_from(&*self.file(ptr.header)?, ptr)
+        self.read_in(ptr.header, |file| read_from(file, ptr))
     }
 }
 

@@ -7,6 +7,7 @@ use cowslip_block::files::{Access, Dir};
 
 use super::{Caches, HEADERS, LAYERS, LEASES, MARKER, SESSIONS, SNAPSHOTS, Store, TMP};
 use crate::caches;
+use crate::complaints::Complaints;
 use crate::error::{ObjectError, StoreError};
 use crate::header::Nodes;
 use crate::host::Host;
@@ -71,6 +72,7 @@ impl Store {
             sessions: open_kept(dir, SESSIONS)?,
             open_layers: caches::open_layers(),
             frames: caches::frames(caches.frame_bytes),
+            complaints: Complaints::default(),
         })
     }
 

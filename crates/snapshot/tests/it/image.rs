@@ -1,7 +1,7 @@
 //! Import, read, export, verify: the way of an image's bytes.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cowslip_block::files::{Access, Dir, File, RealDir};
 use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, DeviceError};
@@ -274,6 +274,49 @@ fn a_damaged_frame_fails_its_own_range_only_and_is_found() {
     // Mended, it reads: a failure is not remembered.
     file.write_at(&[want[140_000]], 140_000).unwrap();
     read(&image, frame).unwrap();
+}
+
+#[test]
+fn what_was_put_in_the_place_of_a_damaged_object_is_read() {
+    let rig = Rig::new();
+    let (parent, child, want) = parent_and_child(&rig);
+    let layer = format!("layers/{}", parent.meta().own_layer.unwrap());
+    let header = format!("headers/{}", child.id());
+    // A frame, a node, and the ends of both.
+    for (object, at) in [
+        (&layer, 9),
+        (&header, 9),
+        (&layer, usize::MAX),
+        (&header, usize::MAX),
+    ] {
+        let path = rig.path(object);
+        let whole = std::fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damaged[at.min(whole.len() - 3)] ^= 1;
+        let put = |bytes: &[u8]| {
+            std::fs::write(rig.path("tmp/new"), bytes).unwrap();
+            std::fs::rename(rig.path("tmp/new"), &path).unwrap();
+        };
+        put(&damaged);
+        let store = rig.reopened();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&said);
+        store.on_damage(move |line| into.lock().unwrap().push(line.to_owned()));
+        let read_all = || -> Result<Vec<u8>, DeviceError> {
+            let header = store.open_header(child.id())?;
+            read(&image(&store, &header), ByteRange::new(0, 1 << 20))
+        };
+        for _ in 0..2 {
+            let error = read_all().unwrap_err();
+            assert!(error.to_string().contains(object), "{error}");
+        }
+        // A header that cannot be opened is no image, and its user is told at once.
+        let lines = said.lock().unwrap().clone();
+        let opens = (object, at) != (&header, usize::MAX);
+        assert_eq!(lines.len(), usize::from(opens), "{lines:?}");
+        put(&whole);
+        assert!(read_all().unwrap() == want[..1 << 20]);
+    }
 }
 
 #[test]
