@@ -47,6 +47,9 @@ pub const LEASE_BYTES_MAX: u64 = 64 << 20;
 /// What a store notes of one session.
 pub const SESSION_RECORD_BYTES_MAX: u64 = 64 << 10;
 
+/// A session's list of what it is made of.
+pub const SESSION_MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
 /// Frozen caches of one session while a snapshot waits to be stored. Twice as many may be left where
 /// none does, of snapshots that were given up.
 pub const FROZEN_CACHES_MAX: usize = 64;
@@ -74,4 +77,10 @@ const _: () = {
     // A frame's stored length has 24 bits in the index, its kind the other 8.
     assert!(FRAME_BYTES_MAX < 1 << 24 && FRAME_BYTES <= FRAME_BYTES_MAX);
     assert!(MADE_BY_BYTES_MAX <= u8::MAX as usize);
+    // The longest list of caches leaves room for the paths beside it.
+    let entry = SNAPSHOT_NAME_BYTES_MAX as u64 + 200;
+    assert!(2 * FROZEN_CACHES_MAX as u64 * entry < SESSION_MANIFEST_BYTES_MAX / 4);
 };
+
+#[cfg(test)]
+mod tests;

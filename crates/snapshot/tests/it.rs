@@ -19,6 +19,8 @@ mod header;
 mod image;
 #[path = "it/layer.rs"]
 mod layer;
+#[path = "it/limits.rs"]
+mod limits;
 #[path = "it/rig.rs"]
 mod rig;
 #[path = "it/session.rs"]

@@ -124,8 +124,14 @@ fn check_spec(spec: &HeaderSpec<'_>) -> Result<(), StoreError> {
             Some(own) if own.id == id => own.blocks.0,
             _ => LAYER_BLOCKS_MAX,
         };
-        let end = at.checked_add(change.blocks.count().0);
-        if id.is_nil() || end.is_none_or(|end| end > most) {
+        let end = at.saturating_add(change.blocks.count().0);
+        if end > LAYER_BLOCKS_MAX {
+            return Err(StoreError::limit(
+                "the place in a layer, in blocks",
+                LAYER_BLOCKS_MAX,
+            ));
+        }
+        if id.is_nil() || end > most {
             let blocks = change.blocks;
             return invalid(format!("{blocks:?} are mapped past the end of {id:?}"));
         }

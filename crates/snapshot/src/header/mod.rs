@@ -323,19 +323,7 @@ pub(crate) mod crafted {
         /// The header of an image of so many blocks.
         pub(crate) fn finish(mut self, blocks: u64, root: Slot) -> Vec<u8> {
             let tail = Tail {
-                meta: HeaderMeta {
-                    id: self.id,
-                    origin: self.id,
-                    parent: None,
-                    generation: 0,
-                    created_unix_ms: 0,
-                    block_size: BlockSize::DISK,
-                    size_bytes: blocks * 4096,
-                    made_by: "nobody".to_owned(),
-                    own_layer: None,
-                    figures: DiffFigures::default(),
-                    payload_bytes: 0,
-                },
+                meta: meta(self.id, blocks),
                 root,
                 nodes_bytes: self.out.len() as u64,
             };
@@ -351,9 +339,45 @@ pub(crate) mod crafted {
         crafted.finish(blocks, root)
     }
 
+    pub(crate) fn meta(id: HeaderId, blocks: u64) -> HeaderMeta {
+        HeaderMeta {
+            id,
+            origin: id,
+            parent: None,
+            generation: 0,
+            created_unix_ms: 0,
+            block_size: BlockSize::DISK,
+            size_bytes: blocks * 4096,
+            made_by: "nobody".to_owned(),
+            own_layer: None,
+            figures: DiffFigures::default(),
+            payload_bytes: 0,
+        }
+    }
+
+    /// The end of an object whose nodes are so long; its map is all zeros.
+    pub(crate) fn tail(meta: HeaderMeta, nodes_bytes: u64) -> Vec<u8> {
+        let root = Slot::Nil;
+        Tail {
+            meta,
+            root,
+            nodes_bytes,
+        }
+        .encode()
+    }
+
+    /// What a reader makes of such an end.
+    pub(crate) fn read_tail(bytes: &[u8], nodes_bytes: u64) -> Result<HeaderMeta, ObjectError> {
+        let (tail, _) = Tail::decode(bytes, nodes_bytes + bytes.len() as u64)?;
+        Ok(tail.meta)
+    }
+
     /// A leaf with one run.
     pub(crate) fn leaf(start: u16, count: u16, layer: LayerId) -> Node {
-        let at = 0;
+        leaf_at(start, count, layer, 0)
+    }
+
+    pub(crate) fn leaf_at(start: u16, count: u16, layer: LayerId, at: u64) -> Node {
         Node::Leaf(vec![node::LeafRun {
             start,
             count,

@@ -120,3 +120,63 @@ impl Footer {
         Ok(footer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    /// A layer that holds so many blocks, as far as its footer goes: the payload would be terabytes.
+    fn read(block_size: BlockSize, blocks: u64) -> Result<Footer, ObjectError> {
+        let mut footer = Footer {
+            id: LayerId(Uuid::from_u128(1)),
+            blocks: BlockCount(blocks),
+            block_size,
+            index_at: 1 << 40,
+            index_crc: 0,
+        };
+        let object_bytes = footer.index_at + footer.frames() * 8 + FOOTER_BYTES as u64;
+        let read = Footer::decode(&footer.encode(), object_bytes);
+        if let Ok(read) = &read {
+            assert_eq!(*read, footer);
+        }
+        // The index must lie where the length says.
+        footer.index_at -= 1;
+        assert!(Footer::decode(&footer.encode(), object_bytes).is_err());
+        read
+    }
+
+    #[test]
+    fn the_most_frames_are_read_and_one_more_is_refused() {
+        for size in [BlockSize::MIN_BYTES, 4096, BlockSize::MAX_BYTES] {
+            let size = BlockSize::new(size).unwrap();
+            let most = LAYER_FRAMES_MAX * u64::from(blocks_per_frame(size));
+            assert_eq!(read(size, most).unwrap().frames(), LAYER_FRAMES_MAX);
+            let why = read(size, most + 1).unwrap_err().to_string();
+            assert!(why.contains("16777217 frames in one layer"), "{why}");
+            assert!(read(size, most * 1000).is_err());
+            assert!(read(size, 0).is_err());
+        }
+    }
+
+    #[test]
+    fn block_sizes_that_are_none_are_refused() {
+        let good = Footer {
+            id: LayerId(Uuid::from_u128(1)),
+            blocks: BlockCount(1),
+            block_size: BlockSize::DISK,
+            index_at: 100,
+            index_crc: 0,
+        };
+        for bytes in [0, 1, 256, 511, 4095, 6144, 4 << 20, u32::MAX] {
+            let mut crafted = good.encode();
+            crafted[24..28].copy_from_slice(&bytes.to_le_bytes());
+            let crc = crc32c::crc32c(&crafted[..52]);
+            crafted[52..56].copy_from_slice(&crc.to_le_bytes());
+            let why = Footer::decode(&crafted, 100 + 8 + 64)
+                .unwrap_err()
+                .to_string();
+            assert!(why.contains("no block size"), "{bytes}: {why}");
+        }
+    }
+}

@@ -223,3 +223,29 @@ fn compress(
 }
 
 const _: () = assert!(BATCH_BYTES.is_multiple_of(crate::limits::FRAME_BYTES_MAX as usize));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roots::Lease;
+    use cowslip_sim::MemoryFs;
+    use uuid::Uuid;
+
+    #[test]
+    fn the_last_block_of_the_largest_layer_is_taken_and_no_other() {
+        let root: Arc<dyn Dir> = MemoryFs::new().root();
+        let lease = Lease::take(&root, Uuid::from_u128(1)).unwrap();
+        let pending = Pending::create(&root, &lease).unwrap();
+        let id = LayerId(Uuid::from_u128(2));
+        let mut writer = LayerWriter::new(pending, root, id, BlockSize::DISK).unwrap();
+        // Crafted: 1 TiB of blocks that nobody pushed.
+        let most = LAYER_FRAMES_MAX * 16;
+        writer.blocks = most - 1;
+        assert_eq!(writer.push(&[1; 4096]).unwrap(), most - 1);
+        let error = writer.push(&[1; 4096]).unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Limit { what, max } if what.contains("blocks in one layer") && *max == most),
+            "{error}"
+        );
+    }
+}

@@ -42,9 +42,13 @@ impl SessionRecord {
     /// Puts it in force.
     pub(crate) fn put(&self, _: &RootLock, sessions: &Arc<dyn Dir>) -> Result<(), StoreError> {
         let name = self.id.to_string();
-        checked_json::encode(self)
-            .and_then(|bytes| replace_file(&**sessions, &name, &bytes))
-            .map_err(|e| StoreError::io(format!("writing sessions/{name}"), e))
+        let failed = |e| StoreError::io(format!("writing sessions/{name}"), e);
+        let bytes = checked_json::encode(self).map_err(failed)?;
+        if bytes.len() as u64 > SESSION_RECORD_BYTES_MAX {
+            let what = format!("sessions/{name} in bytes");
+            return Err(StoreError::limit(what, SESSION_RECORD_BYTES_MAX));
+        }
+        replace_file(&**sessions, &name, &bytes).map_err(failed)
     }
 
     pub(crate) fn remove(

@@ -13,12 +13,11 @@ use uuid::Uuid;
 use super::SessionError;
 use crate::checked_json;
 use crate::ids::{HeaderId, SnapshotName};
-use crate::limits::FROZEN_CACHES_MAX;
+use crate::limits::{FROZEN_CACHES_MAX, SESSION_MANIFEST_BYTES_MAX};
 use crate::seal::SealRequest;
 
 pub(super) const FILE: &str = "session.json";
 const VERSION: u32 = 1;
-const BYTES_MAX: u64 = 16 << 20;
 
 /// What a session is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +66,8 @@ impl Manifest {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| SessionError::io("opening session.json", e))?,
         };
-        let bytes =
-            read_all(&*file, BYTES_MAX).map_err(|e| SessionError::io("reading session.json", e))?;
+        let bytes = read_all(&*file, SESSION_MANIFEST_BYTES_MAX)
+            .map_err(|e| SessionError::io("reading session.json", e))?;
         Self::parse(&bytes).map(Some)
     }
 
@@ -99,6 +98,13 @@ impl Manifest {
     /// Puts it on disk, durable when this returns.
     pub(super) fn write(&self, dir: &dyn Dir) -> io::Result<()> {
         let bytes = checked_json::encode(self)?;
+        if bytes.len() as u64 > SESSION_MANIFEST_BYTES_MAX {
+            let why = format!(
+                "{} bytes; at most {SESSION_MANIFEST_BYTES_MAX}",
+                bytes.len()
+            );
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
         replace_file(dir, FILE, &bytes)
     }
 }
@@ -107,10 +113,13 @@ impl Manifest {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_flipped_byte_is_noticed() {
+    fn with_caches(count: usize) -> Manifest {
         let name: SnapshotName = "base".parse().unwrap();
-        let manifest = Manifest {
+        let cache = |n| CacheEntry {
+            name: format!("cache-{n}"),
+            seal: None,
+        };
+        Manifest {
             version: VERSION,
             id: Uuid::from_u128(1),
             store: "store".into(),
@@ -119,18 +128,51 @@ mod tests {
             base_name: name,
             size_bytes: 10,
             block_size_bytes: 4096,
-            caches: vec![CacheEntry {
-                name: "cache-1".into(),
-                seal: None,
-            }],
-            next_cache: 2,
+            caches: (0..count).map(cache).collect(),
+            next_cache: 1000,
+        }
+    }
+
+    #[test]
+    fn more_caches_than_a_session_gets_to_are_refused() {
+        let parse = |count| Manifest::parse(&checked_json::encode(&with_caches(count)).unwrap());
+        let most = 2 * FROZEN_CACHES_MAX + 1;
+        assert_eq!(parse(most).unwrap(), with_caches(most));
+        let why = parse(most + 1).unwrap_err().to_string();
+        assert!(why.contains("129 frozen caches; at most 128"), "{why}");
+        assert!(parse(0).is_err());
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_not_written_and_not_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = cowslip_block::files::RealDir::open(temp.path()).unwrap();
+        let of = |len: usize| Manifest {
+            store: "s".repeat(len).into(),
+            ..with_caches(1)
         };
+        let beside = checked_json::encode(&of(0)).unwrap().len();
+        let most = usize::try_from(SESSION_MANIFEST_BYTES_MAX).unwrap() - beside;
+        of(most).write(&dir).unwrap();
+        assert_eq!(Manifest::read(&dir).unwrap(), Some(of(most)));
+        let why = of(most + 1).write(&dir).unwrap_err().to_string();
+        assert!(why.contains("1048577 bytes; at most 1048576"), "{why}");
+        let bytes = checked_json::encode(&of(most + 1)).unwrap();
+        std::fs::write(temp.path().join(FILE), bytes).unwrap();
+        let why = Manifest::read(&dir).unwrap_err().to_string();
+        assert!(why.contains("at most 1048576 are read"), "{why}");
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let manifest = with_caches(1);
         let temp = tempfile::tempdir().unwrap();
         let dir = cowslip_block::files::RealDir::open(temp.path()).unwrap();
         assert_eq!(Manifest::read(&dir).unwrap(), None);
         manifest.write(&dir).unwrap();
         assert_eq!(Manifest::read(&dir).unwrap(), Some(manifest));
         let good = std::fs::read(temp.path().join(FILE)).unwrap();
+        assert!(Manifest::parse(&good).is_ok());
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
