@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::SnapshotName;
 use uuid::Uuid;
@@ -16,16 +17,17 @@ use uuid::Uuid;
     propagate_version = true,
     max_term_width = 100
 )]
-#[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, \
-    6 taken, but not stored yet."
-)]
+#[command(after_help = CODES_AND_NAMES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+const CODES_AND_NAMES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 failed where 1 means \
+    different, 6 taken but not stored yet.\n\
+    Names of snapshots: 1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit.";
 
 const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is the answer: 0 equal, \
     1 different, in bytes or in size. Failures are 2 usage, 3 not found, 4 corrupt, 5 all others. \
@@ -91,6 +93,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Name {
     /// The snapshot
+    #[arg(value_parser = snapshot_name())]
     pub(crate) name: SnapshotName,
 }
 
@@ -108,6 +111,7 @@ pub(crate) struct Import {
     /// The disk image: raw, or what qemu-img reads (qcow2, vmdk, vhdx, ...)
     pub(crate) image: PathBuf,
     /// The snapshot's name
+    #[arg(value_parser = snapshot_name())]
     pub(crate) name: SnapshotName,
     /// The image's format; raw images are never probed for others when this says raw
     #[arg(long, default_value = "auto", value_name = "auto|raw|qcow2|...")]
@@ -120,7 +124,7 @@ pub(crate) struct Import {
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// The snapshot; for a session that is there already, what it began from, or left out
-    #[arg(required_unless_present = "session")]
+    #[arg(value_parser = snapshot_name(), required_unless_present = "session")]
     pub(crate) name: Option<SnapshotName>,
     /// Keep what is written in this directory, and go on there next time
     #[arg(long, value_name = "DIR")]
@@ -151,7 +155,7 @@ pub(crate) struct Snapshot {
     #[arg(value_name = "SESSION_DIR")]
     pub(crate) session: PathBuf,
     /// The new snapshot's name
-    #[arg(value_name = "NEWNAME")]
+    #[arg(value_parser = snapshot_name(), value_name = "NEWNAME")]
     pub(crate) name: SnapshotName,
     /// Take the name even if another snapshot has it
     #[arg(long)]
@@ -170,16 +174,17 @@ pub(crate) struct Snapshot {
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
     /// The one snapshot
-    #[arg(value_name = "A")]
+    #[arg(value_parser = snapshot_name(), value_name = "A")]
     pub(crate) a: SnapshotName,
     /// The other one
-    #[arg(value_name = "B")]
+    #[arg(value_parser = snapshot_name(), value_name = "B")]
     pub(crate) b: SnapshotName,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     /// The snapshot
+    #[arg(value_parser = snapshot_name())]
     pub(crate) name: SnapshotName,
     /// The file to write
     #[arg(value_name = "OUT.raw")]
@@ -199,7 +204,7 @@ pub(crate) struct Gc {
 #[derive(Debug, Args)]
 pub(crate) struct Compact {
     /// Only what these snapshots use [default: all]
-    #[arg(value_name = "NAME")]
+    #[arg(value_parser = snapshot_name(), value_name = "NAME")]
     pub(crate) names: Vec<SnapshotName>,
     /// Only what is due: more than a quarter of the store is needed by nobody, or a snapshot depends on
     /// more than 128 layers
@@ -228,6 +233,11 @@ pub(crate) struct Demo {
     /// The seed of the workload; the same seed writes the same bytes
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+}
+
+/// What is no text at all is refused with the rule as well.
+fn snapshot_name() -> impl TypedValueParser<Value = SnapshotName> {
+    OsStringValueParser::new().try_map(|text| text.to_string_lossy().parse::<SnapshotName>())
 }
 
 /// Where an NBD server listens.
@@ -303,6 +313,11 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_says_the_rule_for_names() {
+        assert!(CODES_AND_NAMES.contains(SnapshotName::RULE));
     }
 
     #[test]

@@ -4,6 +4,10 @@
 //! compresses; the very bytes of the parent; and noise in single blocks scattered over 8 GiB. Each is
 //! timed from the freeze to the committed name, syncs included, in `/dev/shm` where that is.
 //!
+//! `memory` is no time: it is what the seal of a million scattered blocks takes, by its own account and by the
+//! process's peak. The blocks have 512 bytes, so that they fit in memory themselves; what a seal holds does not
+//! depend on that.
+//!
 //! `freeze` is `Session::freeze` alone, with 64 MiB dirty: a new cache, the manifest, the swap. How long
 //! of that no request could begin is printed beside it.
 #![allow(missing_docs, reason = "criterion's macros make items without")]
@@ -34,6 +38,10 @@ struct Rig {
 
 impl Rig {
     fn new(image: &[u8]) -> Self {
+        Self::of_blocks(image, BlockSize::DISK, DISK_BYTES)
+    }
+
+    fn of_blocks(image: &[u8], block_size: BlockSize, disk_bytes: u64) -> Self {
         let memory = Path::new("/dev/shm");
         let temp = match memory.is_dir() {
             true => tempfile::tempdir_in(memory),
@@ -50,7 +58,7 @@ impl Rig {
         let source = sources.create("image").expect("a new file");
         source.write_at(image, 0).expect("room");
         let options = ImportOptions {
-            block_size: BlockSize::DISK,
+            block_size,
             made_by: "a bench".into(),
         };
         let len = image.len() as u64;
@@ -76,7 +84,7 @@ impl Rig {
             host: Arc::new(RealHost),
             say: Box::new(|_| {}),
         };
-        let session = Session::create(around, &base, Some(DISK_BYTES)).expect("a new session");
+        let session = Session::create(around, &base, Some(disk_bytes)).expect("a new session");
         Self {
             session,
             _temp: temp,
@@ -208,9 +216,52 @@ fn freezes(c: &mut Criterion) {
     group.finish();
 }
 
+/// What proc(5) says of the process's memory, in KiB.
+fn memory_kib(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(field));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
+fn memory(_: &mut Criterion) {
+    let mut filters = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
+    if !filters.all(|filter| "memory".contains(&filter)) {
+        return;
+    }
+    const BLOCKS: u64 = 1_000_000;
+    let size = BlockSize::new(512).expect("a block size");
+    let rig = Rig::of_blocks(&[1; 512], size, 2 * BLOCKS * 512);
+    let device = rig.session.device();
+    for n in 0..BLOCKS {
+        let mut block = [0; 512];
+        block[..8].copy_from_slice(&(n + 1).to_le_bytes());
+        device.write(ByteOffset(2 * n * 512), &block).expect("room");
+    }
+    let seal = rig
+        .session
+        .freeze(&name("next"), &SnapshotOptions::default());
+    let seal = seal.expect("a free name");
+    let states = rig.session.status().expect("a session").state_memory_bytes;
+    // Sets the peak to what there is now.
+    drop(std::fs::write("/proc/self/clear_refs", "5"));
+    let before = memory_kib("VmRSS:");
+    let begun = Instant::now();
+    assert!(rig.session.seal_next(), "a seal was asked for");
+    let took = begun.elapsed();
+    let peak = memory_kib("VmHWM:").saturating_sub(before);
+    let own = seal.progress().memory_bytes;
+    let header = seal.wait(Duration::ZERO).expect("it has ended");
+    let object = header.expect("a snapshot").object_bytes();
+    eprintln!(
+        "memory: a seal of {BLOCKS} scattered blocks took {took:.2?}, {own} bytes by its own account \
+         (states: {states}), {peak} KiB by the process's peak; a header of {object} bytes"
+    );
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(3));
-    targets = freezes, seals
+    targets = freezes, seals, memory
 }
 criterion_main!(benches);

@@ -1,5 +1,7 @@
 //! What the command promises to those who call it: exit codes, JSON, names, where the store is.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -23,6 +25,24 @@ fn json_has_what_is_promised() {
     client.trim(8192, 4096).unwrap();
     client.write(12288, &noise(1, 16384)[12288..]).unwrap();
     let taken = rig.json("snapshot s one");
+    client.write(0, &noise(3, 8192)).unwrap();
+    client.trim(8192, 4096).unwrap();
+    let sessions = rig.json("sessions");
+    let live = &sessions[0]["live"];
+    assert_eq!(
+        (
+            &live["dirty_blocks"],
+            &live["zero_blocks"],
+            &live["frozen_caches"]
+        ),
+        (&2.into(), &1.into(), &0.into()),
+        "{live}"
+    );
+    for field in ["pid", "cache_bytes", "journal_bytes", "state_memory_bytes"] {
+        assert!(live[field].as_u64().unwrap() > 0, "{field}: {live}");
+    }
+    assert_eq!(live["seal_memory_bytes"], 0);
+    assert_eq!(live["sealing"], Value::Array(Vec::new()));
     served.end();
     assert!(taken["held_us"].as_f64().unwrap() >= 0.0 && taken["seconds"].as_f64().unwrap() > 0.0);
     let info = rig.inspect("one");
@@ -121,7 +141,11 @@ fn what_is_not_there_is_3() {
 fn what_cannot_be_meant_is_2() {
     let rig = rig();
     let long = "n".repeat(129);
-    for name in ["", ".hidden", "../up", "a/b", "-x", "ü", "a b", &long] {
+    let no_text = OsStr::from_bytes(b"a\xffb");
+    let names = [
+        "", ".hidden", "..", "../up", "a/b", "-x", "ü", "а", "a b", "a\nb", &long,
+    ];
+    for name in names.map(OsStr::new).into_iter().chain([no_text]) {
         for line in [
             "inspect",
             "rm",
@@ -130,13 +154,19 @@ fn what_cannot_be_meant_is_2() {
             "snapshot s",
             "serve",
         ] {
-            let args = line.split(' ').chain(["--", name]);
+            let words = line.split(' ').chain(["--"]).map(OsStr::new);
+            let args = words.chain([name]);
             let output = rig.command(args).output().unwrap();
             assert_eq!(
                 output.status.code(),
                 Some(2),
                 "{line} {name:?}: {}",
                 said(&output)
+            );
+            let why = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                why.contains("1 to 128 of A-Z a-z 0-9"),
+                "{line} {name:?}: {why}"
             );
         }
     }

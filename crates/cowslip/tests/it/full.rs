@@ -197,6 +197,8 @@ fn snapshots_into_a_full_store_wait_for_room() {
             && said.contains("space"),
         "{said}"
     );
+    let two = served.read_all();
+    rig.fails(6, "snapshot s unwanted --timeout 0s --replace");
     client.write(9000, b"after two").unwrap();
     let three = served.read_all();
     // Ctrl-C ends the command, not the snapshot.
@@ -208,7 +210,7 @@ fn snapshots_into_a_full_store_wait_for_room() {
     let now = served.read_all();
     let way = on_their_way(&rig);
     let names: Vec<_> = way.iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["one", "two", "three"]);
+    assert_eq!(names, ["one", "two", "unwanted", "three"]);
     assert!(way[0]["failed_attempts"].as_u64().unwrap() > 0, "{way:?}");
     assert!(way[0]["last_error"].as_str().unwrap().contains("space"));
     assert!(way[0]["next_try_ms"].as_u64().unwrap() <= 30_000);
@@ -222,9 +224,12 @@ fn snapshots_into_a_full_store_wait_for_room() {
     rig.fails(3, "inspect one");
 
     // One is given up: its name is free, its bytes stay.
-    assert_eq!(rig.json("snapshot s two --cancel")["cancelled"], "two");
-    rig.fails(3, "snapshot s two --cancel");
-    assert_eq!(on_their_way(&rig).len(), 2);
+    assert_eq!(
+        rig.json("snapshot s unwanted --cancel")["cancelled"],
+        "unwanted"
+    );
+    rig.fails(3, "snapshot s unwanted --cancel");
+    assert_eq!(on_their_way(&rig).len(), 3);
     assert_same(&served.read_all(), &now, "the session");
 
     // A collection works on the full disk. With the room that it makes the others appear.
@@ -234,15 +239,12 @@ fn snapshots_into_a_full_store_wait_for_room() {
     until("the third", || {
         rig.run("inspect three").status.success().then_some(())
     });
-    // Its name is there a moment before the session knows.
-    until("nothing on its way", || {
-        on_their_way(&rig).is_empty().then_some(())
-    });
-    for (name, bytes) in [("one", &one), ("three", &three)] {
+    assert_eq!(on_their_way(&rig).len(), 0);
+    for (name, bytes) in [("one", &one), ("two", &two), ("three", &three)] {
         rig.ok(&format!("verify {name}"));
         assert_same(&rig.export(name), bytes, name);
     }
-    rig.fails(3, "inspect two");
+    rig.fails(3, "inspect unwanted");
     assert_same(&served.read_all(), &now, "the session");
     // What was frozen is given back.
     until("room", || {
