@@ -100,6 +100,7 @@ pub(crate) struct Name {
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// Only what this snapshot depends on [default: everything in the store]
+    #[arg(value_parser = snapshot_name())]
     pub(crate) name: Option<SnapshotName>,
     /// Decode everything as well
     #[arg(long)]
