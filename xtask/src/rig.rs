@@ -37,7 +37,9 @@ impl Rig {
         let dir = tempfile::Builder::new().prefix(prefix).tempdir();
         let dir = dir.context("a temporary directory")?;
         std::fs::create_dir(dir.path().join("tmp"))?;
-        let program = target_dir().join("release/cowslip");
+        // What is built later is another command.
+        let program = dir.path().join("cowslip");
+        std::fs::copy(target_dir().join("release/cowslip"), &program)?;
         Ok(Self { dir, program })
     }
 

@@ -15,6 +15,8 @@ mod gc;
 mod golden;
 #[path = "it/header.rs"]
 mod header;
+#[path = "it/history.rs"]
+mod history;
 #[path = "it/image.rs"]
 mod image;
 #[path = "it/layer.rs"]

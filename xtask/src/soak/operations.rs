@@ -218,7 +218,15 @@ impl World {
                 command.args(["verify", &name]);
             }
         }
-        self.start(what, command, kill).map(|()| true)
+        self.start(what, command, kill)?;
+        // Under its hands, now and then.
+        if self.names.len() > NAMES_MIN && self.random.once_in(4) {
+            self.remove_name(&name)?;
+            if self.jobs.len() < JOBS_MAX {
+                self.start_gc()?;
+            }
+        }
+        Ok(true)
     }
 
     fn start_diff(&mut self) -> Result<bool> {
@@ -252,6 +260,13 @@ impl World {
             command.arg("--read-only");
         }
         let server = Server::start(command, socket.clone())?;
+        // Whoever has it open keeps it.
+        let removed = self.names.len() > NAMES_MIN && self.random.once_in(3);
+        if removed && !self.in_use(&name) {
+            self.remove_name(&name)?;
+            self.note("gc", "beside who has the name open");
+            self.rig.ok("gc")?;
+        }
         let image = server.read_all()?;
         let kill = self.random.once_in(3);
         let how = match read_only {
