@@ -5,6 +5,7 @@
 //! bench        criterion -> a summary       bench peers   fio -> a table
 //! fuzz         cargo-fuzz
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
+//! history      a session -> 10,000 snapshots -> bytes, look-ups
 //! ```
 //!
 //! Each command is a file. They share how a program is run ([`run`]), which Debian packages there
@@ -18,6 +19,7 @@
 
 mod bench;
 mod fuzz;
+mod history;
 mod machine;
 mod packages;
 mod rig;
@@ -34,7 +36,8 @@ cargo xtask test [--no-install]         all that must pass: format, lints, docs,
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
-cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json";
+cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
+cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -56,6 +59,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["bench", rest @ ..] => bench::run(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
         ["soak", rest @ ..] => soak::run(rest)?,
+        ["history", rest @ ..] => history::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),
     }
     Ok(())

@@ -26,7 +26,15 @@ const ARROWS: [(&str, &[&str]); 6] = [
         &["cowslip-block", "cowslip-snapshot", "cowslip-nbd"],
     ),
     ("cowslip-sim", &["cowslip-block"]),
-    ("xtask", &["cowslip-block", "cowslip-nbd"]),
+    (
+        "xtask",
+        &[
+            "cowslip-block",
+            "cowslip-snapshot",
+            "cowslip-nbd",
+            "cowslip-sim",
+        ],
+    ),
 ];
 
 fn root() -> PathBuf {

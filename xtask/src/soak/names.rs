@@ -5,7 +5,8 @@
 //! server, was killed is *lost*: it may still come, or may never have been heard of. It is looked for
 //! until its request can no longer be on its way (the server that it was sent to is gone, or has had
 //! half a minute to hear of it) and the session says that it seals nothing of this name. Then it is
-//! there, or never will be; where it was to replace another, the name holds either.
+//! there, or never will be; where it was to replace another, the name holds either. But what a session
+//! lists when it is served again was frozen, and so is *promised*: that comes.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -65,6 +66,7 @@ pub(super) struct Asked {
     pub(super) replaces: Option<Name>,
     /// Its server was ended meanwhile.
     pub(super) disturbed: bool,
+    pub(super) promised: bool,
     pub(super) lost: Option<Lost>,
 }
 
@@ -118,6 +120,7 @@ impl World {
             cut,
             replaces,
             disturbed: false,
+            promised: false,
             lost: None,
         });
         let kill = self.random.once_in(6);
@@ -169,7 +172,9 @@ impl World {
             (true, None) => Some(Name(vec![asked.cut])),
             (false, None) => None,
             // Its command said so; otherwise nobody can tell.
-            (true, Some(_)) if asked.lost.is_none() => Some(Name(vec![asked.cut])),
+            (true, Some(_)) if asked.lost.is_none() || asked.promised => {
+                Some(Name(vec![asked.cut]))
+            }
             (_, Some(old)) => Some(Name([vec![asked.cut], old.0].concat())),
         };
         self.remember(&format!("{}: settled, came: {came}", asked.name));
@@ -192,6 +197,7 @@ impl World {
             let Some(session) = session else {
                 if gone == Some(asked.session) {
                     let there = there();
+                    self.asked[at].promised = false;
                     self.settle(at, there);
                 }
                 continue;
@@ -206,8 +212,30 @@ impl World {
             // In this order: it is committed before the session forgets it.
             if heard && !session.sealing()?.contains(&asked.name) {
                 let there = there();
+                if asked.promised && !there {
+                    bail!(
+                        "{} was promised by s{}, and is not there",
+                        asked.name,
+                        asked.session
+                    );
+                }
                 self.settle(at, there);
             }
+        }
+        Ok(())
+    }
+
+    /// What a session that is about to be served lists is going to be sealed.
+    pub(super) fn note_promises(&mut self, at: usize) -> Result<()> {
+        let session = &self.sessions[at];
+        let listed = session.sealing()?;
+        let asked = self
+            .asked
+            .iter_mut()
+            .filter(|a| a.session == session.number);
+        for asked in asked.filter(|asked| listed.contains(&asked.name)) {
+            asked.promised = true;
+            *self.counts.entry("seal taken up").or_default() += 1;
         }
         Ok(())
     }

@@ -241,6 +241,7 @@ impl World {
             self.remember(&format!("s{number} moves to {}", dir.display()));
             self.sessions[at].dir = dir;
         }
+        self.note_promises(at)?;
         let session = &mut self.sessions[at];
         let mut command = self
             .rig
