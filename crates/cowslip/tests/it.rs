@@ -25,6 +25,8 @@ mod ending;
 mod ext4;
 #[path = "it/full.rs"]
 mod full;
+#[path = "it/gc.rs"]
+mod gc;
 #[path = "it/history.rs"]
 mod history;
 #[path = "it/images.rs"]
