@@ -28,18 +28,20 @@ use crate::rig::table::{bytes, table};
 use crate::run::save;
 
 const USAGE: &str =
-    "usage: cargo xtask history [SNAPSHOTS] [--seed N] [--tsv FILE] [--json] [--save]";
+    "usage: cargo xtask history [SNAPSHOTS] [--seed N] [--tsv FILE] [--keep] [--json] [--save]";
 /// Snapshots that are compared wholly.
 const SAMPLES: usize = 100;
 /// The last tenth against the first, and number N against number 1.
 const AT_MOST: f64 = 1.2;
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
-    let (mut count, mut seed, mut tsv, mut as_json, mut saving) = (10_000, 1, None, false, false);
+    let (mut count, mut seed, mut tsv) = (10_000, 1, None);
+    let (mut keep, mut as_json, mut saving) = (false, false, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match *arg {
             "--json" => as_json = true,
+            "--keep" => keep = true,
             "--save" => saving = true,
             "--tsv" => tsv = Some(*args.next().context(USAGE)?),
             "--seed" => seed = args.next().and_then(|n| n.parse().ok()).context(USAGE)?,
@@ -49,6 +51,9 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let where_and_when = machine::describe();
     let rig = Rig::build("cowslip-history-", as_json)?;
     let history = History::measure(&rig, count, seed)?;
+    if keep {
+        eprintln!("kept: {}", rig.keep().display());
+    }
     if let Some(path) = tsv {
         std::fs::write(path, history.tsv()).with_context(|| path.to_owned())?;
     }
