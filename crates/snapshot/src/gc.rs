@@ -14,7 +14,9 @@
 //! - A header object is kept for any node in it that a root reaches, a layer for any block.
 //!
 //! A collection that is killed has removed a part of the garbage. Two at once do no harm: both
-//! keep what is needed, and each ignores what the other was faster to remove.
+//! keep what is needed, and each ignores what the other was faster to remove. What one of them read as
+//! a root may be none any more when it comes there, and gone by the other's hand: then it begins
+//! again with the roots as they are by now.
 
 use std::collections::HashSet;
 use std::io;
@@ -30,6 +32,9 @@ use crate::ids::{HeaderId, LayerId};
 use crate::roots::lease::Protected;
 use crate::roots::{Lease, RootLock, SessionRecord};
 use crate::store::Store;
+
+/// With roots that change under its hands each time.
+const ATTEMPTS: usize = 10;
 
 /// What a collection removed, or would remove.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -68,8 +73,7 @@ pub fn collect(
         (Kind::Header, list(dirs.headers, "headers")?),
         (Kind::Pending, list(dirs.tmp, "tmp")?),
     ];
-    let roots = read_roots(store, dry_run, is_dead)?;
-    let marked = mark(store, &roots, progress)?;
+    let (roots, marked) = mark_all(store, &mut || read_roots(store, dry_run, is_dead), progress)?;
     let mut collected = Collected::default();
     for (kind, names) in listed {
         let (dir, label) = match kind {
@@ -120,7 +124,7 @@ enum Kind {
 }
 
 /// Everything that keeps objects, as of one moment.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 struct Roots {
     /// Headers that are walked: they must be whole.
     headers: HashSet<HeaderId>,
@@ -175,6 +179,28 @@ struct Marked {
     headers: HashSet<HeaderId>,
     layers: HashSet<LayerId>,
     nodes: HashSet<Hash>,
+}
+
+/// Reads the roots, and marks what they reach.
+fn mark_all(
+    store: &Store,
+    read: &mut dyn FnMut() -> Result<Roots, StoreError>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Roots, Marked), StoreError> {
+    let mut roots = read()?;
+    for _ in 1..ATTEMPTS {
+        let damage = match mark(store, &roots, progress) {
+            Err(error @ StoreError::Corrupt { .. }) => error,
+            other => return Ok((roots, other?)),
+        };
+        let now = read()?;
+        if now == roots {
+            return Err(damage);
+        }
+        roots = now;
+    }
+    let marked = mark(store, &roots, progress)?;
+    Ok((roots, marked))
 }
 
 fn mark(

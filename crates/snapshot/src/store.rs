@@ -361,7 +361,19 @@ impl Store {
     /// # Errors
     /// `NotFound`; `Corrupt` where record or header are damaged, `Version`, `Io`.
     pub fn resolve(&self, name: &SnapshotName) -> Result<Arc<Header>, StoreError> {
-        self.open_recorded(&self.record(name)?)
+        let mut record = self.record(name)?;
+        loop {
+            let damage = match self.open_recorded(&record) {
+                Err(error @ StoreError::Corrupt { .. }) => error,
+                other => return other,
+            };
+            // Replaced or removed since, what it stood for may have been collected.
+            let now = self.record(name)?;
+            if now == record {
+                return Err(damage);
+            }
+            record = now;
+        }
     }
 
     pub(crate) fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {

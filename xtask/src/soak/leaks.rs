@@ -95,8 +95,8 @@ impl Leaks {
     }
 }
 
-/// What is left of a store from which everything was removed: nothing but its marker and the lock of
-/// its roots; and nothing beside it.
+/// What is left of a store from which everything was removed: nothing but its marker and its
+/// locks; and nothing beside it.
 pub(super) fn left_over(world: &World) -> Result<Vec<String>> {
     let (store, dir) = (world.rig.store(), world.rig.dir());
     let mut left = processes_of(dir)?;
@@ -131,8 +131,9 @@ pub(super) fn left_over(world: &World) -> Result<Vec<String>> {
         .chain(["store/store"])
         .collect();
     look(&store, &expected)?;
+    let locks = ["store/leases/roots.lock", "store/leases/compact.lock"];
     for name in directories {
-        look(&store.join(name), &["store/leases/roots.lock"])?;
+        look(&store.join(name), &locks)?;
     }
     Ok(left)
 }

@@ -67,6 +67,8 @@ pub(super) struct Asked {
     /// Its server was ended meanwhile.
     pub(super) disturbed: bool,
     pub(super) promised: bool,
+    /// Somebody was told that it will not come.
+    pub(super) cancelled: bool,
     pub(super) lost: Option<Lost>,
 }
 
@@ -121,6 +123,7 @@ impl World {
             replaces,
             disturbed: false,
             promised: false,
+            cancelled: false,
             lost: None,
         });
         let kill = self.random.once_in(6);
@@ -145,10 +148,11 @@ impl World {
             session.held_for = None;
         }
         if done {
+            self.check_promise(at, true)?;
             self.settle(at, true);
             return Ok(());
         }
-        if !killed && !asked.disturbed {
+        if !killed && !asked.disturbed && !asked.cancelled {
             bail!(
                 "snapshot {} of s{} failed: {said}",
                 asked.name,
@@ -172,7 +176,7 @@ impl World {
             (true, None) => Some(Name(vec![asked.cut])),
             (false, None) => None,
             // Its command said so; otherwise nobody can tell.
-            (true, Some(_)) if asked.lost.is_none() || asked.promised => {
+            (true, Some(_)) if asked.lost.is_none() || (asked.promised && !asked.cancelled) => {
                 Some(Name(vec![asked.cut]))
             }
             (_, Some(old)) => Some(Name([vec![asked.cut], old.0].concat())),
@@ -203,6 +207,7 @@ impl World {
                 continue;
             };
             if asked.replaces.is_none() && there() {
+                self.check_promise(at, true)?;
                 self.settle(at, true);
                 continue;
             }
@@ -212,17 +217,57 @@ impl World {
             // In this order: it is committed before the session forgets it.
             if heard && !session.sealing()?.contains(&asked.name) {
                 let there = there();
-                if asked.promised && !there {
-                    bail!(
-                        "{} was promised by s{}, and is not there",
-                        asked.name,
-                        asked.session
-                    );
-                }
+                self.check_promise(at, there)?;
                 self.settle(at, there);
             }
         }
         Ok(())
+    }
+
+    /// What was promised is there, and what was cancelled is not.
+    fn check_promise(&self, at: usize, there: bool) -> Result<()> {
+        let Asked {
+            name,
+            session,
+            promised,
+            cancelled,
+            replaces,
+            ..
+        } = &self.asked[at];
+        if *promised && !*cancelled && !there {
+            bail!("{name} was promised by s{session}, and is not there");
+        }
+        if *cancelled && replaces.is_none() && there {
+            bail!("{name} was cancelled at s{session}, and is there");
+        }
+        Ok(())
+    }
+
+    /// Gives up a snapshot that is on its way, if it still is.
+    pub(super) fn cancel_one(&mut self) -> Result<bool> {
+        let on_their_way = self.asked.iter().filter(|asked| asked.lost.is_none());
+        let Some(number) = self.random.pick(on_their_way.map(|a| a.number).collect()) else {
+            return Ok(false);
+        };
+        let Some(asked) = self.asked.iter_mut().find(|a| a.number == number) else {
+            return Ok(false);
+        };
+        let session = self.sessions.iter().find(|s| s.number == asked.session);
+        let Some(session) = session.filter(|session| session.server.is_some()) else {
+            return Ok(false);
+        };
+        let mut command = self.rig.command(["snapshot", "--cancel"]);
+        let said = command.arg(&session.dir).arg(&asked.name).output()?;
+        // It was stored already, or the server has not heard of it yet.
+        asked.cancelled |= said.status.success();
+        let line = format!("cancel {}: {}", asked.name, said.status);
+        let what = if said.status.success() {
+            "cancel"
+        } else {
+            "cancel (too late)"
+        };
+        self.note(what, line);
+        Ok(true)
     }
 
     /// What a session that is about to be served lists is going to be sealed.

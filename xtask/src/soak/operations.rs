@@ -12,6 +12,7 @@ enum Operation {
     Burst,
     Read,
     Snapshot,
+    Cancel,
     Remove,
     Gc,
     Compact,
@@ -36,6 +37,7 @@ const WEIGHTS: &[(Operation, usize)] = &[
     (Operation::Burst, 400),
     (Operation::Read, 100),
     (Operation::Snapshot, 60),
+    (Operation::Cancel, 4),
     (Operation::Remove, 30),
     (Operation::Gc, 12),
     (Operation::Compact, 12),
@@ -85,6 +87,7 @@ impl World {
             Operation::DropSession => self.drop_one(),
             Operation::Fork => self.fork_one(),
             Operation::Remove => self.remove_one(),
+            Operation::Cancel => self.cancel_one(),
             Operation::ServeName => self.serve_name(true),
             Operation::ServeTemporary => self.serve_name(false),
             Operation::CompareTemplate => self.compare_template(),
@@ -187,14 +190,18 @@ impl World {
     }
 
     fn start_compact(&mut self) -> Result<bool> {
-        if !self.has_compact {
+        // There is one at a time.
+        let mut jobs = self.jobs.iter();
+        if jobs.any(|job| matches!(job.what, What::Compact { .. })) {
             return Ok(false);
         }
         let kill = self.random.once_in(3);
-        let name = self.any_name().filter(|_| self.random.clone().once_in(2));
-        self.note("compact", name.as_deref().unwrap_or("--auto"));
+        let name = self.any_name().filter(|_| kill);
+        let how = [&["--auto"][..], &[], &["--step", "4M"], &["--dry-run"]];
+        let how = how[self.random.below(how.len())];
         let mut command = self.rig.command(["compact"]);
-        command.arg(name.as_deref().unwrap_or("--auto"));
+        command.args(how).args(&name);
+        self.note("compact", format!("{how:?} {name:?}"));
         self.start(What::Compact { name }, command, kill)
             .map(|()| true)
     }

@@ -43,7 +43,6 @@ pub(super) struct World {
     pub(super) requests: u64,
     pub(super) store_bytes_now: u64,
     pub(super) store_bytes_peak: u64,
-    pub(super) has_compact: bool,
     pub(super) numbers: usize,
     begun: Instant,
     remembered: VecDeque<String>,
@@ -108,7 +107,6 @@ impl World {
         let at = socket_argument(&socket);
         let serve = ["serve", "template", "--read-only", "--nbd", &at];
         let template = Server::start(rig.command(serve), socket)?;
-        let has_compact = rig.ok("compact --help").is_ok();
         let mut world = Self {
             rig,
             random,
@@ -125,7 +123,6 @@ impl World {
             requests: 0,
             store_bytes_now: 0,
             store_bytes_peak: 0,
-            has_compact,
             numbers: 0,
             begun: Instant::now(),
             remembered: VecDeque::new(),

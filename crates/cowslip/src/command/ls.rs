@@ -1,5 +1,6 @@
 //! `cowslip ls`: the snapshots in the store.
 
+use cowslip_snapshot::StoreError;
 use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::store::Listed;
 use serde::Serialize;
@@ -24,13 +25,17 @@ pub(super) fn run(context: &Context) -> Result<(), Failure> {
         Ok(store) => {
             let names = Names::read(&store)?;
             let row = |Listed { name, .. }| match store.resolve(&name) {
-                Ok(header) => Row::Whole(Box::new(Info::new(&store, &name, &header, &names))),
-                Err(error) => Row::Damaged {
+                Ok(header) => Some(Row::Whole(Box::new(Info::new(
+                    &store, &name, &header, &names,
+                )))),
+                // Removed since they were listed.
+                Err(StoreError::NotFound { .. }) => None,
+                Err(error) => Some(Row::Damaged {
                     name,
                     error: error.to_string(),
-                },
+                }),
             };
-            store.list()?.into_iter().map(row).collect()
+            store.list()?.into_iter().filter_map(row).collect()
         }
     };
     context.report.result(&rows, || {

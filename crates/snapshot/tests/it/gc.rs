@@ -179,6 +179,39 @@ fn a_damaged_root_stops_the_collection_before_anything_is_removed() {
 }
 
 #[test]
+fn a_root_that_another_collection_was_faster_to_remove_is_no_damage() {
+    let (disk, mut world) = fresh();
+    let mut oracle = Oracle::new();
+    for text in ["one", "two", "three"] {
+        step(
+            &mut world,
+            &mut oracle,
+            &[write(0, 9000), Step::Freeze(text), Step::Seal],
+        );
+    }
+    // While the first of the roots is being marked, the names go, and another collects them.
+    let store = Arc::clone(&world.store);
+    let dir = disk.root().open_dir("store").unwrap();
+    let other = Store::open(&*dir, BootHost::new(1), Caches::default()).unwrap();
+    let mut removed = None;
+    let mut meanwhile = |_, _| {
+        if removed.is_none() {
+            for text in ["base", "one", "two"] {
+                store.remove(&name(text)).unwrap();
+            }
+            removed = Some(gc(&store).removed.len());
+        }
+    };
+    collect(&other, false, &|_| false, &mut meanwhile).unwrap();
+    assert!(removed > Some(0), "{removed:?}");
+    assert_eq!(
+        gc(&store).removed,
+        [],
+        "between them they removed all of it"
+    );
+}
+
+#[test]
 fn a_temporary_session_ends_with_its_server() {
     let (disk, world) = fresh();
     let root = disk.root();
