@@ -3,6 +3,7 @@
 //! Counts say what timings on a busy machine cannot: that a look-up in a long history costs what it
 //! costs in a short one. What `verify` reads is not in them: it reads everything, whatever is cached.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Since the store was opened.
@@ -22,6 +23,15 @@ impl StoreReads {
     /// All of them.
     pub fn total(self) -> u64 {
         self.headers + self.nodes + self.layers + self.frames
+    }
+}
+
+impl AddAssign for StoreReads {
+    fn add_assign(&mut self, other: Self) {
+        self.headers += other.headers;
+        self.nodes += other.nodes;
+        self.layers += other.layers;
+        self.frames += other.frames;
     }
 }
 

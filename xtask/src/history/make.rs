@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use cowslip_block::files::RealDir;
 use cowslip_sim::load::{self, BLOCK, Load};
+use cowslip_snapshot::compact::{Around, Options, Policy, compact};
 use cowslip_snapshot::host::RealHost;
 use cowslip_snapshot::session::{Session, SnapshotOptions, Surroundings};
 use cowslip_snapshot::{Caches, SnapshotName, Store};
@@ -65,8 +66,20 @@ pub(super) fn import(rig: &Rig, load: &Load) -> Result<()> {
     Ok(std::fs::remove_file(path)?)
 }
 
-/// So many snapshots.
-pub(super) fn snapshots(rig: &Rig, load: &mut Load, count: usize) -> Result<Vec<Cost>> {
+/// What compacting the store cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compaction {
+    pub(super) written_bytes: u64,
+    pub(super) ms: f64,
+}
+
+/// So many snapshots; the store is compacted, where that is due, after each `compact_every` of them.
+pub(super) fn snapshots(
+    rig: &Rig,
+    load: &mut Load,
+    count: usize,
+    compact_every: Option<usize>,
+) -> Result<(Vec<Cost>, Vec<Compaction>)> {
     let store = open(rig)?;
     let path = rig.path("session");
     let around = Surroundings {
@@ -80,7 +93,7 @@ pub(super) fn snapshots(rig: &Rig, load: &mut Load, count: usize) -> Result<Vec<
     };
     let session = Session::create(around, &name(0), None)?;
     let device = session.device();
-    let mut costs = Vec::with_capacity(count);
+    let (mut costs, mut compactions) = (Vec::with_capacity(count), Vec::new());
     let (begun, mut told) = (Instant::now(), Instant::now());
     for number in 1..=count {
         load.round(&*device)?;
@@ -98,6 +111,9 @@ pub(super) fn snapshots(rig: &Rig, load: &mut Load, count: usize) -> Result<Vec<
         if number % TIDY_EVERY == 0 {
             session.tidy()?;
         }
+        if compact_every.is_some_and(|every| number % every == 0) {
+            compactions.extend(compact_auto(&store, &session)?);
+        }
         if told.elapsed() > TELL_EVERY {
             told = Instant::now();
             eprintln!(
@@ -106,5 +122,26 @@ pub(super) fn snapshots(rig: &Rig, load: &mut Load, count: usize) -> Result<Vec<
             );
         }
     }
-    Ok(costs)
+    Ok((costs, compactions))
+}
+
+/// What `cowslip compact --auto` does beside a server of the session; nothing where it is not due.
+fn compact_auto(store: &Store, session: &Session) -> Result<Option<Compaction>> {
+    let options = Options {
+        policy: Policy::AUTO,
+        names: Vec::new(),
+        step_bytes: 4 << 30,
+    };
+    let around = Around {
+        is_dead: &|_| false,
+        moved: &|_| drop(session.go_over()),
+        progress: &|_| true,
+    };
+    let begun = Instant::now();
+    let done = compact(store, &options, &around)?;
+    let ms = begun.elapsed().as_secs_f64() * 1e3;
+    Ok((done.left_objects > 0).then_some(Compaction {
+        written_bytes: done.written_bytes,
+        ms,
+    }))
 }

@@ -9,15 +9,67 @@ use cowslip_sim::load::{self, BLOCK, Load};
 use cowslip_snapshot::Image;
 use cowslip_snapshot::reads::StoreReads;
 
+use super::curve::median;
 use super::make::{name, open};
 use crate::rig::Rig;
+use crate::rig::server::Server;
 
 /// Blocks that are looked up, each in a store that was just opened.
 pub(super) const LOOKED_UP: usize = 400;
 
-/// What it takes to open a snapshot and read one block of 4 KiB, nothing cached: the sum over
-/// [`LOOKED_UP`] blocks with data.
-pub(super) fn look_ups(rig: &Rig, load: &Load, number: usize) -> Result<StoreReads> {
+/// Compares all of a snapshot with what was written, in a store that was just opened. How many bytes.
+pub(super) fn compare(rig: &Rig, load: &Load, number: usize) -> Result<u64> {
+    let store = open(rig)?;
+    let image = Image::new(Arc::clone(&store), store.resolve(&name(number))?);
+    let compared = load::compare(&image, &load.after(number));
+    compared.map_err(|why| anyhow::anyhow!("snapshot {number}: {why}"))
+}
+
+/// What it takes to read a snapshot.
+#[derive(Clone, Debug)]
+pub(super) struct Read {
+    pub(super) label: String,
+    /// Opening it and reading one block of 4 KiB, nothing cached: the sum over [`LOOKED_UP`] blocks
+    /// with data.
+    pub(super) look_ups: StoreReads,
+    /// All of it, in order.
+    pub(super) whole: StoreReads,
+    pub(super) whole_ms: f64,
+}
+
+impl Read {
+    pub(super) fn measure(rig: &Rig, load: &Load, number: usize, label: String) -> Result<Self> {
+        let look_ups = look_ups(rig, load, number)?;
+        let (mut whole, mut times) = (StoreReads::default(), Vec::new());
+        for _ in 0..3 {
+            let store = open(rig)?;
+            let from = Instant::now();
+            let image = Image::new(Arc::clone(&store), store.resolve(&name(number))?);
+            let mut part = vec![0; 1 << 20];
+            for at in (0..image.geometry().size_bytes).step_by(part.len()) {
+                (&image as &dyn Device).read_at(ByteOffset(at), &mut part)?;
+            }
+            times.push(from.elapsed().as_secs_f64() * 1e3);
+            whole = store.reads();
+        }
+        let whole_ms = median(&times);
+        Ok(Self {
+            label,
+            look_ups,
+            whole,
+            whole_ms,
+        })
+    }
+
+    /// The mean of all reads of one look-up.
+    pub(super) fn look_up(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "some thousand reads")]
+        let mean = self.look_ups.total() as f64 / LOOKED_UP as f64;
+        mean
+    }
+}
+
+fn look_ups(rig: &Rig, load: &Load, number: usize) -> Result<StoreReads> {
     let versions = load.after(number);
     let mut all = StoreReads::default();
     for block in load::some_with_data(&versions, LOOKED_UP) {
@@ -28,64 +80,35 @@ pub(super) fn look_ups(rig: &Rig, load: &Load, number: usize) -> Result<StoreRea
         if bytes != load::content(versions[block], block) {
             bail!("block {block} of snapshot {number} is not what was written");
         }
-        let reads = store.reads();
-        all.headers += reads.headers;
-        all.nodes += reads.nodes;
-        all.layers += reads.layers;
-        all.frames += reads.frames;
+        all += store.reads();
     }
     Ok(all)
 }
 
-/// Compares all of a snapshot with what was written, in a store that was just opened. How many bytes.
-pub(super) fn compare(rig: &Rig, load: &Load, number: usize) -> Result<u64> {
-    let store = open(rig)?;
-    let image = Image::new(Arc::clone(&store), store.resolve(&name(number))?);
-    let compared = load::compare(&image, &load.after(number));
-    compared.map_err(|why| anyhow::anyhow!("snapshot {number}: {why}"))
-}
-
-/// Reading all of a snapshot, in order.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Whole {
-    pub(super) reads: StoreReads,
-    pub(super) ms: f64,
-}
-
-/// Three times, in a store that was just opened; the median of the times.
-pub(super) fn read_whole(rig: &Rig, number: usize) -> Result<Whole> {
-    let mut times = Vec::new();
-    let mut reads = StoreReads::default();
-    for _ in 0..3 {
-        let store = open(rig)?;
-        let from = Instant::now();
-        let image = Image::new(Arc::clone(&store), store.resolve(&name(number))?);
-        let size = image.geometry().size_bytes;
-        let mut part = vec![0; 1 << 20];
-        for at in (0..size).step_by(part.len()) {
-            (&image as &dyn Device).read_at(ByteOffset(at), &mut part)?;
-        }
-        times.push(from.elapsed().as_secs_f64() * 1e3);
-        reads = store.reads();
+/// What commands take on the store as it is, in milliseconds with their start.
+pub(super) fn commands(rig: &Rig, number: usize, label: &str) -> Result<Vec<(&'static str, f64)>> {
+    let mut all = Vec::new();
+    for line in ["ls", "log NAME", "inspect NAME", "gc", "verify NAME"] {
+        let typed = line.replace("NAME", name(number).as_str());
+        all.push((line, command(rig, &typed)?));
     }
-    let ms = super::curve::median(&times);
-    Ok(Whole { reads, ms })
+    all.push(("snapshot", snapshot_command(rig, number, label)?));
+    Ok(all)
 }
 
-/// How long a command takes, with its start: the median of three, in milliseconds.
-pub(super) fn command(rig: &Rig, line: &str) -> Result<f64> {
+/// The median of three.
+fn command(rig: &Rig, line: &str) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..3 {
         let from = Instant::now();
         rig.ok(line).with_context(|| line.to_owned())?;
         times.push(from.elapsed().as_secs_f64() * 1e3);
     }
-    Ok(super::curve::median(&times))
+    Ok(median(&times))
 }
 
-/// How long `cowslip snapshot` takes, of a session of its own that is at rest, with a block to store.
-pub(super) fn snapshot_command(rig: &Rig, from: usize, label: &str) -> Result<f64> {
-    use crate::rig::server::Server;
+/// Of a session of its own that is served, with a block to store: the median of five.
+fn snapshot_command(rig: &Rig, from: usize, label: &str) -> Result<f64> {
     let dir = rig.path(label);
     let mut serve = rig.command(["serve", name(from).as_str(), "--session"]);
     serve.arg(&dir);
@@ -99,5 +122,5 @@ pub(super) fn snapshot_command(rig: &Rig, from: usize, label: &str) -> Result<f6
         times.push(begun.elapsed().as_secs_f64() * 1e3);
     }
     server.end()?;
-    Ok(super::curve::median(&times))
+    Ok(median(&times))
 }

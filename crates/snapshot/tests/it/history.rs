@@ -83,11 +83,7 @@ fn look_up(temp: &TempDir, number: usize, blocks: &[usize]) -> StoreReads {
         let mut bytes = [0; BLOCK];
         let at = ByteOffset((block * BLOCK) as u64);
         (&image as &dyn Device).read_at(at, &mut bytes).unwrap();
-        let reads = store.reads();
-        all.headers += reads.headers;
-        all.nodes += reads.nodes;
-        all.layers += reads.layers;
-        all.frames += reads.frames;
+        all += store.reads();
     }
     all
 }
