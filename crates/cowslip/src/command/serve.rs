@@ -14,7 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cowslip_block::Device;
 use cowslip_block::files::RealDir;
@@ -23,7 +23,7 @@ use cowslip_nbd::{Bound, Export, Listen, ListenError, Served, Server};
 use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::image::Image;
 use cowslip_snapshot::roots::Lease;
-use cowslip_snapshot::session::{Manifest, Session, SessionError, Workers};
+use cowslip_snapshot::session::{Manifest, Session, SessionError, Surroundings, Workers};
 use cowslip_snapshot::store::{Caches, Store};
 use listenfd::ListenFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -31,13 +31,16 @@ use signal_hook::iterator::Signals;
 
 use super::{Context, open_store, surroundings};
 use crate::args::{Address, Serve};
-use crate::control::Control;
+use crate::control::{self, Control};
 use crate::failure::{Failure, Kind};
 use crate::report::{bytes, complain};
 
 /// What was written survives the end of the process without a flush; a disk that hangs must not
 /// hold up the end for longer than this.
 const CLOSE_WITHIN: Duration = Duration::from_millis(2500);
+/// A compaction has a session at rest open for a moment; a command that takes a snapshot of one, for as
+/// long as that takes.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
     // Asked for before anything is begun: a signal that comes early ends it just as well.
@@ -144,13 +147,13 @@ impl Target {
             _ => context.store_path()?,
         };
         let store = open_told(&store_path, caches)?;
-        let around = surroundings(&dir, path, false, &store, &store_path)?;
+        let around = || surroundings(&dir, path, false, &store, &store_path);
         let session = match known {
             Some(manifest) => {
                 check_same(args, &manifest)?;
-                Session::open(around)
+                open_patiently(&dir, &around)?
             }
-            None => Session::create(around, begin_from(args)?, args.size.map(|s| s.0)),
+            None => Session::create(around()?, begin_from(args)?, args.size.map(|s| s.0)),
         };
         let session = session.map_err(|e| Failure::from(e).about(path.display()))?;
         Self::live(session, &dir, store, path.clone(), None)
@@ -252,6 +255,25 @@ fn open_told(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
         ));
     });
     Ok(store)
+}
+
+/// Opens a session once whoever has it open for a moment has done with it. A server that answers is
+/// not waited for.
+fn open_patiently(
+    dir: &RealDir,
+    around: &dyn Fn() -> Result<Surroundings, Failure>,
+) -> Result<Result<Session, SessionError>, Failure> {
+    let give_up = Instant::now() + OPEN_WITHIN;
+    loop {
+        match Session::open(around()?) {
+            Err(SessionError::InUse)
+                if Instant::now() < give_up && control::status(dir).is_none() =>
+            {
+                thread::sleep(Duration::from_millis(20));
+            }
+            other => return Ok(other),
+        }
+    }
 }
 
 /// The snapshot that a new session begins from.

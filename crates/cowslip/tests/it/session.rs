@@ -1,9 +1,11 @@
 //! Sessions: who may open one, what it begins from, how large it is, what becomes of it.
 
+use std::process::Stdio;
+
 use cowslip_nbd::{Client, ClientError, Errno};
 
-use crate::bytes::{BLOCK, MIB, assert_same, noise};
-use crate::rig::{Rig, Served, said};
+use crate::bytes::{BLOCK, MIB, assert_same, noise, sum};
+use crate::rig::{Rig, Served, said, until};
 
 fn rig() -> Rig {
     let rig = Rig::new();
@@ -36,6 +38,29 @@ fn two_servers_on_one_session() {
     rig.ok("snapshot s one");
     served.end();
     rig.serve("--session s").end();
+}
+
+#[test]
+fn a_session_that_a_command_has_open_is_served_when_that_is_done() {
+    let rig = rig();
+    let served = rig.serve("base --session s --size 48M");
+    served.client().write(0, &noise(2, 32 * MIB)).unwrap();
+    served.end();
+    // It has no server to ask: the command opens the session itself, for as long as it seals.
+    let mut command = rig.command(["snapshot", "s", "at-rest"]);
+    let mut command = command.stdout(Stdio::null()).spawn().unwrap();
+    let tmp = rig.store().join("tmp");
+    until("the seal to begin", || {
+        (sum(&tmp, &|m| m.len()) > 0).then_some(())
+    });
+    let served = rig.serve("--session s");
+    assert!(command.wait().unwrap().success());
+    assert_same(
+        &served.read_all()[..32 * MIB],
+        &noise(2, 32 * MIB),
+        "the session",
+    );
+    served.end();
 }
 
 #[test]
