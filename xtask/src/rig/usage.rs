@@ -51,6 +51,13 @@ impl Process {
     }
 }
 
+/// How many threads of a process have this name.
+pub(crate) fn threads_named(pid: u32, name: &str) -> Result<usize> {
+    let tasks = list(&format!("/proc/{pid}/task"))?.into_iter();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.join("comm")).ok());
+    Ok(names.filter(|found| found.trim() == name).count())
+}
+
 fn list(dir: &str) -> Result<Vec<std::path::PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| dir.to_owned())?;
     Ok(entries.filter_map(|e| Some(e.ok()?.path())).collect())

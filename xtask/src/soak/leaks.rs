@@ -114,7 +114,7 @@ pub(super) fn left_over(world: &World) -> Result<Vec<String>> {
         }
         Ok(())
     };
-    look(dir, &["cowslip", "store", "tmp"])?;
+    look(dir, &["cowslip", "log", "store", "tmp"])?;
     look(&dir.join("tmp"), &[])?;
     let directories = [
         "headers",

@@ -3,22 +3,20 @@
 //!
 //! A snapshot that was asked for is *certain* when its command says so. One whose command, or whose
 //! server, was killed is *lost*: it may still come, or may never have been heard of. It is looked for
-//! until its request can no longer be on its way (the server that it was sent to is gone, or has had
-//! half a minute to hear of it) and the session says that it seals nothing of this name. Then it is
+//! until its request can no longer be on its way (the server that it was sent to is gone, or has accepted
+//! a later connection and has no thread left that serves a request) and the session says that it seals nothing of this name. Then it is
 //! there, or never will be; where it was to replace another, the name holds either. But what a session
 //! lists when it is served again was frozen, and so is *promised*: that comes.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::jobs::What;
 use super::oracle::{Cut, Version};
 use super::world::World;
+use crate::rig::usage::threads_named;
 
-/// For a server to hear of what it was asked before its client was killed.
-const HEARD_WITHIN: Duration = Duration::from_secs(30);
 pub(super) const NAMES_MAX: usize = 30;
 
 /// What a name may hold: one of these.
@@ -74,8 +72,9 @@ pub(super) struct Asked {
 
 /// Its command has ended without an answer.
 pub(super) struct Lost {
-    since: Instant,
     generation: u32,
+    /// The server has answered somebody who came later.
+    overtaken: bool,
 }
 
 impl World {
@@ -159,8 +158,10 @@ impl World {
                 asked.session
             );
         }
-        let since = Instant::now();
-        asked.lost = Some(Lost { since, generation });
+        asked.lost = Some(Lost {
+            generation,
+            overtaken: false,
+        });
         let line = format!("snapshot {} is lost ({said})", asked.name);
         self.remember(&line);
         Ok(())
@@ -211,9 +212,20 @@ impl World {
                 self.settle(at, true);
                 continue;
             }
-            let heard = session.server.is_none()
-                || session.generation != lost.generation
-                || lost.since.elapsed() > HEARD_WITHIN;
+            let heard = match &session.server {
+                Some(server) if session.generation == lost.generation => {
+                    if !lost.overtaken {
+                        // It asks every server.
+                        self.rig.ok("sessions")?;
+                        let lost = self.asked.iter_mut().filter_map(|a| a.lost.as_mut());
+                        lost.for_each(|lost| lost.overtaken = true);
+                        continue;
+                    }
+                    // One of them accepts.
+                    threads_named(server.pid(), "control")? == 1
+                }
+                _ => true,
+            };
             // In this order: it is committed before the session forgets it.
             if heard && !session.sealing()?.contains(&asked.name) {
                 let there = there();

@@ -2,6 +2,8 @@
 //! run. One thread does all; what overlaps are the processes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -46,6 +48,7 @@ pub(super) struct World {
     pub(super) numbers: usize,
     begun: Instant,
     remembered: VecDeque<String>,
+    log: File,
 }
 
 /// A session, served or at rest.
@@ -107,6 +110,7 @@ impl World {
         let at = socket_argument(&socket);
         let serve = ["serve", "template", "--read-only", "--nbd", &at];
         let template = Server::start(rig.command(serve), socket)?;
+        let log = File::create(rig.path("log"))?;
         let mut world = Self {
             rig,
             random,
@@ -126,6 +130,7 @@ impl World {
             numbers: 0,
             begun: Instant::now(),
             remembered: VecDeque::new(),
+            log,
         };
         world.fork("template", true)?;
         Ok(world)
@@ -139,7 +144,10 @@ impl World {
 
     pub(super) fn remember(&mut self, line: &str) {
         let at = self.begun.elapsed().as_secs_f64();
-        self.remembered.push_back(format!("{at:9.3} {line}"));
+        let line = format!("{at:9.3} {line}");
+        // For whoever looks into a failure.
+        drop(writeln!(self.log, "{line}"));
+        self.remembered.push_back(line);
         if self.remembered.len() > REMEMBERED {
             self.remembered.pop_front();
         }
