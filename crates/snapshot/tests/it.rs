@@ -3,6 +3,8 @@
 
 #[path = "it/compact.rs"]
 mod compact;
+#[path = "it/compact_session.rs"]
+mod compact_session;
 #[path = "it/damage.rs"]
 mod damage;
 #[path = "it/diff.rs"]

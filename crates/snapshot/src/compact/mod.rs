@@ -1,7 +1,7 @@
 //! Compaction: images that depend on few layers, and layers that hold little that nobody needs.
 //!
 //! ```text
-//! 1. survey   what the images of all names and sessions reach          (survey.rs)
+//! 1. survey   what the images of all names and sessions reach          (survey.rs, mentions.rs)
 //! 2. plan     which layers and header objects are left                 (plan.rs: the policy)
 //! 3. copy     what is needed of those layers, into new ones            (copy.rs)
 //! 4. rewrite  the headers of the images that mention them              (header/relocate.rs)
@@ -23,19 +23,22 @@
 //! One at a time in a store: `leases/compact.lock`.
 
 mod copy;
+mod mentions;
 mod plan;
 mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
 use uuid::Uuid;
 
 pub use self::plan::Policy;
 pub use self::survey::Reach;
 
 use self::copy::{Copier, CopyError};
-use self::plan::{Done, Plan, plan};
+use self::mentions::Mentions;
+use self::plan::{Choice, Done, Plan};
 use self::survey::Survey;
 use crate::error::StoreError;
 use crate::gc::{self, Collected};
@@ -239,9 +242,48 @@ fn look(
     let asked = |image: &RootImage| {
         options.names.is_empty() || image.names.iter().any(|n| options.names.contains(n))
     };
-    let asked: Vec<usize> = (0..images.len()).filter(|n| asked(&images[*n])).collect();
-    let plan = plan(&survey, options.policy, &asked, done, options.step_bytes);
+    let asked: Vec<&Header> = images
+        .iter()
+        .filter(|image| asked(image))
+        .map(|image| &*image.header)
+        .collect();
+    let plan = choose(&survey, options, &asked, done)?;
     Ok(Some((survey, plan)))
+}
+
+fn choose(
+    survey: &Survey,
+    options: &Options,
+    asked: &[&Header],
+    done: &Done,
+) -> Result<Plan, StoreError> {
+    let (policy, step) = (options.policy, options.step_bytes);
+    let mut candidates = (all(survey.layers.len()), all(survey.headers.len()));
+    if !options.names.is_empty() {
+        let mut used = (RoaringBitmap::new(), RoaringBitmap::new());
+        let mut mentions = Mentions::new(survey);
+        for image in asked {
+            mentions.go_to(image)?;
+            used.0 |= mentions.layers.any();
+            used.1 |= mentions.headers.any();
+        }
+        candidates = used;
+    }
+    let mut choice = Choice::new(survey, policy, candidates, done, step);
+    // No image depends on more layers than there are.
+    if survey.layers.len() as u64 > policy.layers_max {
+        let mut mentions = Mentions::new(survey);
+        for image in asked {
+            mentions.go_to(image)?;
+            choice.image(mentions.layers.any());
+        }
+    }
+    Ok(choice.plan())
+}
+
+/// All numbers below `count`.
+fn all(count: usize) -> RoaringBitmap {
+    (0..u32::try_from(count).unwrap_or(u32::MAX)).collect()
 }
 
 struct Run<'a> {

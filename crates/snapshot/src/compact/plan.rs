@@ -67,55 +67,59 @@ impl Plan {
     }
 }
 
-/// Chooses among the objects that `images` use (by number in the survey) and that are not in `done`,
-/// until `step_bytes` are to be copied: at least one object, where there is one.
-pub(super) fn plan(
-    survey: &Survey,
-    policy: Policy,
-    images: &[usize],
-    done: &Done,
-    step_bytes: u64,
-) -> Plan {
-    let mut choice = Choice {
-        survey,
-        images,
-        step_bytes,
-        layers: RoaringBitmap::new(),
-        plan: Plan::default(),
-    };
-    let mut used = (RoaringBitmap::new(), RoaringBitmap::new());
-    for image in images {
-        used.0 |= &survey.images[*image].layers;
-        used.1 |= &survey.images[*image].headers;
-    }
-    let is_open = |n: &u32| !done.layers.contains(&survey.layers[*n as usize].0);
-    used.0 = used.0.into_iter().filter(is_open).collect();
-    let is_open = |n: &u32| !done.headers.contains(&survey.headers[*n as usize].0);
-    used.1 = used.1.into_iter().filter(is_open).collect();
-    choice.garbage(policy, &used);
-    choice.scatter(policy, &used.0);
-    choice.plan
-}
-
-struct Choice<'a> {
+/// Chooses the objects of one step, until `step_bytes` are to be copied: at least one, where there is
+/// one to be chosen.
+pub(super) struct Choice<'a> {
     survey: &'a Survey,
-    images: &'a [usize],
+    policy: Policy,
     step_bytes: u64,
+    /// Layers that may be left, by number.
+    candidates: RoaringBitmap,
     layers: RoaringBitmap,
     plan: Plan,
+    is_full: bool,
 }
 
-impl Choice<'_> {
-    /// False when the step is full.
-    fn layer(&mut self, n: u32) -> bool {
+impl<'a> Choice<'a> {
+    /// Chooses among `layers` and `headers`, by garbage, leaving out what is done.
+    pub(super) fn new(
+        survey: &'a Survey,
+        policy: Policy,
+        (layers, headers): (RoaringBitmap, RoaringBitmap),
+        done: &Done,
+        step_bytes: u64,
+    ) -> Self {
+        let is_open = |n: &u32| !done.layers.contains(&survey.layers[*n as usize].0);
+        let candidates = layers.into_iter().filter(is_open).collect();
+        let is_open = |n: &u32| !done.headers.contains(&survey.headers[*n as usize].0);
+        let headers = headers.into_iter().filter(is_open).collect();
+        let mut choice = Self {
+            survey,
+            policy,
+            step_bytes,
+            candidates,
+            layers: RoaringBitmap::new(),
+            plan: Plan::default(),
+            is_full: false,
+        };
+        choice.garbage(&headers);
+        choice
+    }
+
+    pub(super) fn plan(self) -> Plan {
+        self.plan
+    }
+
+    fn layer(&mut self, n: u32) {
         let (id, reach) = self.survey.layers[n as usize];
         self.layers.insert(n);
         self.plan.layers.insert(id);
         self.plan.copy_bytes += reach.live_bytes;
-        self.plan.copy_bytes < self.step_bytes
+        self.is_full = self.plan.copy_bytes >= self.step_bytes;
     }
 
-    fn garbage(&mut self, policy: Policy, (layers, headers): &(RoaringBitmap, RoaringBitmap)) {
+    fn garbage(&mut self, headers: &RoaringBitmap) {
+        let policy = self.policy;
         let total = self.survey.total();
         let allowed =
             (total.live_bytes / 100 * policy.garbage_percent).max(policy.garbage_bytes_min);
@@ -124,7 +128,8 @@ impl Choice<'_> {
             true => self.survey.layers[n as usize].1,
             false => self.survey.headers[n as usize].1,
         };
-        let all = layers
+        let all = self
+            .candidates
             .iter()
             .map(|n| (true, n))
             .chain(headers.iter().map(|n| (false, n)));
@@ -139,86 +144,82 @@ impl Choice<'_> {
             .collect();
         emptiest.sort_unstable();
         for (_, is_layer, n) in emptiest {
-            if garbage <= allowed {
+            if garbage <= allowed || self.is_full {
                 return;
             }
             garbage -= reach(is_layer, n).garbage_bytes();
             if !is_layer {
                 self.plan.headers.insert(self.survey.headers[n as usize].0);
                 self.plan.copy_bytes += reach(false, n).live_bytes;
-            } else if !self.layer(n) {
-                return;
+            } else {
+                self.layer(n);
             }
         }
     }
 
-    fn scatter(&mut self, policy: Policy, candidates: &RoaringBitmap) {
-        for image in self.images {
-            let uses = &self.survey.images[*image].layers;
-            let mut stay = uses.difference_len(&self.layers);
-            // What is left goes into one layer together.
-            let now = stay + u64::from(stay < uses.len());
-            if now <= policy.layers_max {
-                continue;
+    /// An image that depends on these layers.
+    pub(super) fn image(&mut self, uses: &RoaringBitmap) {
+        let mut stay = uses.difference_len(&self.layers);
+        // What is left goes into one layer together.
+        let now = stay + u64::from(stay < uses.len());
+        if now <= self.policy.layers_max {
+            return;
+        }
+        let rest = (uses & &self.candidates) - &self.layers;
+        let mut smallest: Vec<u32> = rest.into_iter().collect();
+        smallest.sort_by_key(|n| self.survey.layers[*n as usize].1.live_bytes);
+        for n in smallest {
+            if stay < self.policy.layers_after || self.is_full {
+                return;
             }
-            let rest = (uses & candidates) - &self.layers;
-            let mut smallest: Vec<u32> = rest.into_iter().collect();
-            smallest.sort_by_key(|n| self.survey.layers[*n as usize].1.live_bytes);
-            for n in smallest {
-                if stay < policy.layers_after {
-                    break;
-                }
-                stay -= 1;
-                if !self.layer(n) {
-                    return;
-                }
-            }
+            stay -= 1;
+            self.layer(n);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::survey::{Reach, Uses};
+    use super::super::survey::Reach;
     use super::*;
     use uuid::Uuid;
 
     const KIB: u64 = 1 << 10;
 
-    /// Layers as (stored, live) in KiB, and which of them each image uses.
-    fn survey(layers: &[(u64, u64)], images: &[&[u32]]) -> Survey {
+    /// Layers as (stored, live) in KiB.
+    fn survey(layers: &[(u64, u64)]) -> Survey {
         let id = |n: usize| LayerId(Uuid::from_u128(n as u128 + 1));
         let reach = |(stored, live): (u64, u64)| Reach {
             object_bytes: stored * KIB,
             live_bytes: live * KIB,
         };
-        let uses = |layers: &&[u32]| {
-            Arc::new(Uses {
-                layers: layers.iter().collect(),
-                headers: RoaringBitmap::new(),
-            })
-        };
+        let layers = layers.iter().enumerate();
         Survey {
-            layers: layers
-                .iter()
-                .enumerate()
-                .map(|(n, l)| (id(n), reach(*l)))
-                .collect(),
-            headers: Vec::new(),
-            images: images.iter().map(uses).collect(),
+            layers: layers.map(|(n, l)| (id(n), reach(*l))).collect(),
+            ..Survey::default()
         }
     }
 
-    fn chosen(survey: &Survey, policy: Policy, done: &[u32], step: u64) -> Vec<u128> {
+    /// Of images that use these layers.
+    fn chosen(
+        survey: &Survey,
+        images: &[&[u32]],
+        policy: Policy,
+        done: &[u32],
+        step: u64,
+    ) -> Vec<u128> {
         let layers = done.iter().map(|n| survey.layers[*n as usize].0).collect();
         let done = Done {
             layers,
             ..Done::default()
         };
-        let images: Vec<usize> = (0..survey.images.len()).collect();
-        let plan = plan(survey, policy, &images, &done, step);
+        let all = images.iter().flat_map(|image| image.iter()).collect();
+        let candidates = (all, RoaringBitmap::new());
+        let mut choice = Choice::new(survey, policy, candidates, &done, step);
+        for image in images {
+            choice.image(&image.iter().collect());
+        }
+        let plan = choice.plan();
         let mut chosen: Vec<u128> = plan.layers.iter().map(|l| l.0.as_u128() - 1).collect();
         chosen.sort_unstable();
         chosen
@@ -226,35 +227,32 @@ mod tests {
 
     #[test]
     fn the_emptiest_go_first_and_only_as_many_as_must() {
-        let all: &[u32] = &[0, 1, 2, 3];
-        let store = survey(
-            &[(1000, 1000), (1000, 500), (1000, 100), (1000, 900)],
-            &[all],
-        );
+        let all: &[&[u32]] = &[&[0, 1, 2, 3]];
+        let store = survey(&[(1000, 1000), (1000, 500), (1000, 100), (1000, 900)]);
+        let chosen = |policy, done, step| chosen(&store, all, policy, done, step);
         // 1,500 of garbage on 2,500: a quarter is 625, and the emptiest alone leaves 600.
-        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [2]);
-        assert_eq!(chosen(&store, Policy::AUTO, &[2], u64::MAX), [1, 3]);
-        assert_eq!(chosen(&store, Policy::FULL, &[], u64::MAX), [1, 2, 3]);
-        assert_eq!(chosen(&store, Policy::FULL, &[], 1), [2]);
-        let store = survey(&[(1000, 1000), (1000, 800)], &[&[0, 1]]);
-        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [0; 0]);
+        assert_eq!(chosen(Policy::AUTO, &[], u64::MAX), [2]);
+        assert_eq!(chosen(Policy::AUTO, &[2], u64::MAX), [1, 3]);
+        assert_eq!(chosen(Policy::FULL, &[], u64::MAX), [1, 2, 3]);
+        assert_eq!(chosen(Policy::FULL, &[], 1), [2]);
     }
 
     #[test]
     fn garbage_that_is_hardly_any_is_left() {
-        let store = survey(&[(60, 1)], &[&[0]]);
-        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [0; 0]);
+        for store in [survey(&[(60, 1)]), survey(&[(1000, 900)])] {
+            assert_eq!(chosen(&store, &[&[0]], Policy::AUTO, &[], u64::MAX), [0; 0]);
+        }
     }
 
     #[test]
     fn an_image_of_too_many_layers_leaves_its_smallest() {
         let layers: Vec<(u64, u64)> = (1..=129).map(|n| (n, n)).collect();
         let all: Vec<u32> = (0..129).collect();
-        let store = survey(&layers, &[&all[..128], &all]);
+        let store = survey(&layers);
+        let chosen = |images: &[&[u32]]| chosen(&store, images, Policy::AUTO, &[], u64::MAX);
         // 98 become one, and 31 stay.
         let want: Vec<u128> = (0..98).collect();
-        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), want);
-        let store = survey(&layers, &[&all[..128]]);
-        assert_eq!(chosen(&store, Policy::AUTO, &[], u64::MAX), [0; 0]);
+        assert_eq!(chosen(&[&all[..128], &all]), want);
+        assert_eq!(chosen(&[&all[..128]]), [0; 0]);
     }
 }

@@ -1,10 +1,7 @@
 //! [`Survey`]: what the images of a store reach: which blocks of each layer, which nodes of each
-//! header object.
-//!
-//! Each node of the maps is looked at once, however many images share it; what it reaches is
-//! remembered as sets, and the sets of an image are the unions of those below its root.
+//! header object. Each node of the maps is looked at once, however many images share it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -34,20 +31,13 @@ impl Reach {
     }
 }
 
-/// What one image depends on, as indexes into [`Survey::layers`] and [`Survey::headers`].
-#[derive(Clone, Debug, Default)]
-pub(super) struct Uses {
-    pub(super) layers: RoaringBitmap,
-    pub(super) headers: RoaringBitmap,
-}
-
-/// What the images of a store reach.
+/// What the images of a store reach, each object by a number of its own.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) layers: Vec<(LayerId, Reach)>,
     pub(super) headers: Vec<(HeaderId, Reach)>,
-    /// Of each image that was asked for, in that order.
-    pub(super) images: Vec<Arc<Uses>>,
+    pub(super) layer_numbers: BTreeMap<LayerId, u32>,
+    pub(super) header_numbers: BTreeMap<HeaderId, u32>,
 }
 
 impl Survey {
@@ -59,21 +49,16 @@ impl Survey {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Option<Self>, StoreError> {
         let mut walk = Walk::default();
-        let mut uses = Vec::new();
-        for header in images {
-            let mut own = (*walk.slot(header, &header.root(), header.height())?).clone();
+        for (done, header) in (1..).zip(images) {
             // Its tail is needed, wherever its nodes lie.
-            own.headers.insert(walk.header(header.id()));
-            uses.push(Arc::new(own));
-            if !progress(uses.len() as u64, images.len() as u64) {
+            walk.headers.number(header.id());
+            walk.slot(header, &header.root(), header.height())?;
+            if !progress(done, images.len() as u64) {
                 return Ok(None);
             }
         }
         let named: HashSet<HeaderId> = images.iter().map(|header| header.id()).collect();
-        let mut survey = Self {
-            images: uses,
-            ..Self::default()
-        };
+        let mut survey = Self::default();
         for (id, blocks) in &walk.layers.found {
             let layer = store.open_layer(*id)?;
             survey.layers.push((*id, layer_reach(&layer, blocks)?));
@@ -87,7 +72,18 @@ impl Survey {
             };
             survey.headers.push((*id, reach));
         }
+        survey.layer_numbers = walk.layers.numbers;
+        survey.header_numbers = walk.headers.numbers;
         Ok(Some(survey))
+    }
+
+    /// The numbers of a layer and of a header that some image reaches.
+    pub(super) fn layer(&self, id: LayerId) -> Option<u32> {
+        self.layer_numbers.get(&id).copied()
+    }
+
+    pub(super) fn header(&self, id: HeaderId) -> Option<u32> {
+        self.header_numbers.get(&id).copied()
     }
 
     /// All of it.
@@ -168,80 +164,40 @@ struct Walk {
     headers: Numbered<HeaderId, u64>,
     /// Where nodes lie: each of two copies takes room.
     places: HashSet<(HeaderId, u64)>,
-    nodes: HashMap<(Hash, u8), Arc<Uses>>,
-    nothing: Arc<Uses>,
+    nodes: HashSet<(Hash, u8)>,
 }
 
 impl Walk {
-    fn header(&mut self, id: HeaderId) -> u32 {
-        self.headers.number(id)
-    }
-
-    fn slot(&mut self, header: &Header, slot: &Slot, level: u8) -> Result<Arc<Uses>, StoreError> {
+    fn slot(&mut self, header: &Header, slot: &Slot, level: u8) -> Result<(), StoreError> {
         let ptr = match *slot {
-            Slot::Nil => return Ok(Arc::clone(&self.nothing)),
-            Slot::Run { layer, at } => {
-                let mut uses = Uses::default();
-                self.run(&mut uses, layer, at, span(level))?;
-                return Ok(Arc::new(uses));
-            }
+            Slot::Nil => return Ok(()),
+            Slot::Run { layer, at } => return self.run(layer, at, span(level)),
             Slot::Node(ptr) => ptr,
         };
         let number = self.headers.number(ptr.header);
         if self.places.insert((ptr.header, ptr.offset)) {
             *self.headers.get(number) += u64::from(ptr.len);
         }
-        let known = self.nodes.get(&(ptr.hash, level)).cloned();
-        let below = match known {
-            Some(below) => below,
-            None => {
-                let node = header.nodes().get(&ptr, level)?;
-                let below = Arc::new(self.node(header, &node, level)?);
-                self.nodes.insert((ptr.hash, level), Arc::clone(&below));
-                below
-            }
-        };
-        if below.headers.contains(number) {
-            return Ok(below);
+        if !self.nodes.insert((ptr.hash, level)) {
+            return Ok(());
         }
-        let mut uses = (*below).clone();
-        uses.headers.insert(number);
-        Ok(Arc::new(uses))
+        match &*header.nodes().get(&ptr, level)? {
+            Node::Leaf(runs) => runs
+                .iter()
+                .try_for_each(|run| self.run(run.layer, run.at, u64::from(run.count))),
+            Node::Inner { slots, .. } => slots
+                .iter()
+                .try_for_each(|slot| self.slot(header, slot, level - 1)),
+        }
     }
 
-    fn node(&mut self, header: &Header, node: &Node, level: u8) -> Result<Uses, StoreError> {
-        let mut uses = Uses::default();
-        match node {
-            Node::Leaf(runs) => {
-                for run in runs {
-                    self.run(&mut uses, run.layer, run.at, u64::from(run.count))?;
-                }
-            }
-            Node::Inner { slots, .. } => {
-                for slot in slots.iter() {
-                    let below = self.slot(header, slot, level - 1)?;
-                    uses.layers |= &below.layers;
-                    uses.headers |= &below.headers;
-                }
-            }
-        }
-        Ok(uses)
-    }
-
-    fn run(
-        &mut self,
-        uses: &mut Uses,
-        layer: LayerId,
-        at: u64,
-        count: u64,
-    ) -> Result<(), StoreError> {
+    fn run(&mut self, layer: LayerId, at: u64, count: u64) -> Result<(), StoreError> {
         let number = self.layers.number(layer);
         let (Ok(from), Ok(to)) = (u32::try_from(at), u32::try_from(at + count)) else {
             let why = format!("a map leads to {count} blocks from {at} of it");
             return Err(ObjectError::damaged("its end", why).of(layer_name(layer)));
         };
         self.layers.get(number).insert_range(from..to);
-        uses.layers.insert(number);
         Ok(())
     }
 }
