@@ -501,6 +501,20 @@ impl Store {
         Ok(Some(record))
     }
 
+    /// A session has gone over to what it was moved to. One that was forgotten meanwhile stays so.
+    pub(crate) fn settle_session(&self, id: Uuid, base: HeaderId) -> Result<(), StoreError> {
+        let roots = RootLock::take(&self.leases)?;
+        match SessionRecord::read(&*self.sessions, &id.to_string())? {
+            Some(record) if record.moved == Some(base) => SessionRecord {
+                headers: vec![base],
+                moved: None,
+                ..record
+            }
+            .put(&roots, &self.sessions),
+            _ => Ok(()),
+        }
+    }
+
     /// Forgets a session: nothing is kept for it any more.
     ///
     /// # Errors

@@ -280,9 +280,14 @@ impl World {
         let session = self.sessions.remove(at);
         self.note("drop session", format!("s{}", session.number));
         let manifest = session.manifest()?;
-        std::fs::remove_dir_all(&session.dir)?;
         let id = manifest["id"].as_str().context("id in session.json")?;
         self.rig.ok(&format!("sessions --forget {id}"))?;
+        // A compaction may be making it go over just now.
+        while let Err(error) = std::fs::remove_dir_all(&session.dir) {
+            if error.kind() != std::io::ErrorKind::DirectoryNotEmpty {
+                return Err(error.into());
+            }
+        }
         // What it was to become, and has not become by now, it never will.
         self.resolve_lost(Some(session.number))
     }

@@ -111,11 +111,7 @@ pub fn go_over(dir: &dyn Dir, store: &Store, record: &SessionRecord) -> Result<b
     manifest
         .write(dir)
         .map_err(|e| SessionError::io("writing session.json", e))?;
-    store.put_session(&SessionRecord {
-        headers: vec![header.id()],
-        moved: None,
-        ..record
-    })?;
+    store.settle_session(record.id, header.id())?;
     Ok(true)
 }
 

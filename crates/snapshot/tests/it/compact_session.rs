@@ -1,7 +1,7 @@
 //! Compaction under a session: it goes over to the new base when it can, and a compaction that fails, or
 //! is cut off, at any call harms neither it nor any name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use cowslip_block::files::Dir;
 use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, Forget, MemoryFs, Rule};
@@ -67,6 +67,30 @@ fn a_session_that_is_served_goes_over_by_itself() {
     drop(world);
     let world = World::open(&*disk.root(), 1).unwrap();
     assert!(world.read() == oracle.image());
+}
+
+#[test]
+fn a_session_that_is_forgotten_while_it_goes_over_stays_so() {
+    for spin in 0..200 {
+        let disk = MemoryFs::new();
+        let (world, _) = with_session(&*disk.root());
+        let store = Arc::clone(&world.store);
+        drop(world);
+        tight(&store).unwrap();
+        let told = record(&store);
+        let dir = disk.root().open_dir("session").unwrap();
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                go_over(&*dir, &store, &told).unwrap();
+            });
+            start.wait();
+            (0..spin * 50).for_each(|_| std::hint::spin_loop());
+            store.forget_session(told.id).unwrap();
+        });
+        assert!(store.sessions().unwrap().is_empty(), "{spin}");
+    }
 }
 
 #[test]
