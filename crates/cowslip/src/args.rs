@@ -66,6 +66,8 @@ pub(crate) enum Command {
     Inspect(Name),
     /// Read and check every stored byte, of the whole store or of one snapshot
     Verify(Verify),
+    /// Mend what is damaged and can be had again, and say what the rest costs
+    Repair(Repair),
     /// Show in which blocks two snapshots differ
     #[command(after_help = DIFF_QUIET)]
     Diff(Diff),
@@ -105,6 +107,19 @@ pub(crate) struct Verify {
     /// Decode everything as well
     #[arg(long)]
     pub(crate) deep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Repair {
+    /// Only what these snapshots depend on [default: everything in the store]
+    #[arg(value_name = "NAME", value_parser = snapshot_name())]
+    pub(crate) names: Vec<SnapshotName>,
+    /// Another copy of the store: a backup, a replica
+    #[arg(long, value_name = "STORE")]
+    pub(crate) from: Option<PathBuf>,
+    /// Say what would be mended, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

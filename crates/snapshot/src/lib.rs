@@ -22,6 +22,7 @@ pub mod import;
 pub mod layer;
 pub mod limits;
 pub mod reads;
+pub mod repair;
 pub mod roots;
 pub mod seal;
 pub mod session;

@@ -47,6 +47,18 @@ pub(crate) fn check_marker(file: &dyn File) -> Result<(), ObjectError> {
     check_end(&bytes, MARKER_BYTES, "", &reader)
 }
 
+/// Is it whole, and of a version that we do not know? Then it is no damage.
+pub(crate) fn is_newer_marker(file: &dyn File) -> bool {
+    let Ok(bytes) = read_all(file, MARKER_BYTES as u64) else {
+        return false;
+    };
+    let newer = matches!(
+        open(&bytes, MARKER_MAGIC, MARKER_VERSION),
+        Err(ObjectError::Version { .. })
+    );
+    newer && check_end(&bytes, MARKER_BYTES, "", &Reader::new(&bytes, 0)).is_ok()
+}
+
 impl Record {
     pub(crate) fn of(header: &Header) -> Self {
         Self {
@@ -66,6 +78,17 @@ impl Record {
         let crc = crc_with(&out, name.as_str());
         out.extend(crc.to_le_bytes());
         out
+    }
+
+    /// The record of this header under this name, if that is what `damaged` was: most of its bytes are
+    /// the same, and its checksum is. The name is under the checksum, so that what was exchanged is not
+    /// taken for what was damaged.
+    pub(crate) fn was(damaged: &[u8], name: &SnapshotName, header: &Header) -> Option<Vec<u8>> {
+        let bytes = Self::of(header).encode(name);
+        let same = bytes.iter().zip(damaged).filter(|(a, b)| a == b).count();
+        let same_end = bytes.last_chunk::<4>() == damaged.last_chunk::<4>();
+        let is_it = bytes.len() == damaged.len() && same_end && same > bytes.len() / 2;
+        is_it.then_some(bytes)
     }
 
     pub(crate) fn read(file: &dyn File, name: &SnapshotName) -> Result<Self, ObjectError> {

@@ -25,6 +25,8 @@ mod image;
 mod layer;
 #[path = "it/limits.rs"]
 mod limits;
+#[path = "it/repair.rs"]
+mod repair;
 #[path = "it/rig.rs"]
 mod rig;
 #[path = "it/session.rs"]

@@ -10,6 +10,7 @@ mod import;
 mod inspect;
 mod log;
 mod ls;
+mod repair;
 mod rm;
 mod serve;
 mod sessions;
@@ -48,6 +49,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Ls => ls::run(&context),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
+        Command::Repair(args) => repair::run(&context, &args),
         Command::Diff(args) => return diff::run(&context, &args),
         Command::Log(args) => log::run(&context, &args),
         Command::Export(args) => export::run(&context, &args),

@@ -69,7 +69,7 @@ impl<'a> Place<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Needed<'a> {
+struct Needed<'a> {
     object: &'a str,
     /// The list may hold fewer.
     needed_by_count: u64,
@@ -77,7 +77,7 @@ pub(super) struct Needed<'a> {
 }
 
 impl<'a> Needed<'a> {
-    pub(super) fn of(object: &'a DamagedObject) -> Self {
+    fn of(object: &'a DamagedObject) -> Self {
         Self {
             object: &object.object,
             needed_by_count: object.needed_by_count,
@@ -85,7 +85,7 @@ impl<'a> Needed<'a> {
         }
     }
 
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         const SHOWN: usize = 10;
         let Self { object, .. } = self;
         if self.needed_by.is_empty() {
@@ -218,5 +218,6 @@ fn verdict(what: &str, damaged: u64) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!("{what}: {}", count(damaged, "damaged place"));
-    Err(Failure::new(Kind::Corrupt, message))
+    let failure = Failure::new(Kind::Corrupt, message);
+    Err(failure.hint("`cowslip repair` mends what can be had again, and says what the rest costs"))
 }

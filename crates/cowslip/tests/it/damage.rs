@@ -216,3 +216,79 @@ fn a_server_says_once_what_is_damaged_and_reads_on_when_it_is_mended() {
         std::fs::write(&layer, damaged).unwrap();
     }
 }
+
+#[test]
+fn what_is_damaged_is_repaired_or_listed() {
+    let rig = rig();
+    rig.import("other", &noise(2, MIB));
+    // A copy of the store, and damage: a frame, a name, the marker.
+    let copy = rig.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for dir in ["layers", "headers", "snapshots"] {
+        std::fs::create_dir(copy.join(dir)).unwrap();
+        for entry in std::fs::read_dir(rig.store().join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, copy.join(dir).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::copy(rig.store().join("store"), copy.join("store")).unwrap();
+    let info = rig.inspect("other");
+    let layer = format!("layers/{}", info["layers"][0]["id"].as_str().unwrap());
+    let path = rig.store().join(&layer);
+    let whole = std::fs::read(&path).unwrap();
+    flip(&path, 70_000);
+    flip(&rig.store().join("snapshots/base"), 20);
+    flip(&rig.store().join("store"), 3);
+    // Nothing else has the frame: the rest is mended, that is left, and what it costs is said.
+    let dry = rig.run("repair --dry-run --json");
+    assert_eq!(dry.status.code(), Some(4), "{}", said(&dry));
+    rig.fails(4, "ls");
+    let output = rig.run("repair --json");
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let dry: Value = serde_json::from_slice(&dry.stdout).unwrap();
+    assert_eq!(
+        (&dry["mended"], &dry["lost"]),
+        (&report["mended"], &report["lost"])
+    );
+    assert_eq!(
+        (&report["ok"], &report["left_count"]),
+        (&false.into(), &1.into())
+    );
+    let mended = report["mended"].as_array().unwrap();
+    let objects: Vec<_> = mended
+        .iter()
+        .map(|m| m["object"].as_str().unwrap())
+        .collect();
+    assert_eq!(objects, ["store", "snapshots/base"]);
+    assert_eq!(report["left"][0]["object"], layer.as_str());
+    let lost = serde_json::json!([{ "image": "other", "whole": false, "more": false,
+        "ranges": [{ "offset_bytes": 65_536, "len_bytes": 65_536 }] }]);
+    assert_eq!(report["lost"], lost);
+    assert!(rig.export("base") == noise(1, MIB));
+    let said = rig.fails(4, "repair");
+    for part in [
+        layer.as_str(),
+        "frame 1",
+        "other: cannot be read",
+        "at 65536",
+        "--from",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    rig.ok("repair base");
+    // From the copy.
+    let text = rig.ok("repair --from copy");
+    assert!(text.contains("mended, from the other store"), "{text}");
+    assert!(std::fs::read(&path).unwrap() == whole);
+    assert!(rig.ok("repair").contains("0 damaged places mended, 0 left"));
+    // A name with all that it needs.
+    rig.ok("rm other");
+    rig.ok("gc");
+    rig.fails(3, "repair other");
+    rig.ok("repair other --from copy");
+    assert!(rig.export("other") == noise(2, MIB));
+    rig.ok("verify --deep");
+    rig.fails(3, "repair nobody --from copy");
+    rig.fails(3, "repair --from nowhere");
+}

@@ -42,7 +42,7 @@ pub use map::{MapRun, Target};
 pub(crate) use meta::height_of;
 pub use meta::{DiffFigures, HeaderMeta};
 pub(crate) use node::{Node, NodePtr, Slot};
-pub(crate) use nodes::{Nodes, object_name, read_node};
+pub(crate) use nodes::{Nodes, node_bytes, object_name, read_node};
 pub(crate) use relocate::{Moves, Relocation};
 
 use crate::codec::Hash;

@@ -97,13 +97,20 @@ impl Nodes {
     }
 }
 
-/// Reads a node from the object that it lies in.
-fn read_from(file: &dyn File, ptr: &NodePtr) -> Result<Node, StoreError> {
+/// The bytes of a node, from the object that it lies in; they have their hash.
+pub(crate) fn node_bytes(file: &dyn File, ptr: &NodePtr) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![0; ptr.len.min(NODE_BYTES_MAX) as usize];
     let found = file.read_at(&mut bytes, ptr.offset).map_err(Into::into);
     found
-        .and_then(|()| decode(&bytes, ptr))
-        .map_err(|e| e.of(object_name(ptr.header)))
+        .and_then(|()| check_hash(&bytes, ptr))
+        .map_err(|e| e.of(object_name(ptr.header)))?;
+    Ok(bytes)
+}
+
+/// The node.
+fn read_from(file: &dyn File, ptr: &NodePtr) -> Result<Node, StoreError> {
+    let bytes = node_bytes(file, ptr)?;
+    Node::decode(&bytes, ptr.offset).map_err(|e| e.of(object_name(ptr.header)))
 }
 
 /// The same, and its level must be `level`.
@@ -115,11 +122,16 @@ pub(crate) fn read_node(file: &dyn File, ptr: &NodePtr, level: u8) -> Result<Nod
 
 /// A node's bytes, checked against its pointer.
 pub(crate) fn decode(bytes: &[u8], ptr: &NodePtr) -> Result<Node, ObjectError> {
-    if Hash::of(bytes) != ptr.hash {
-        let why = "the node's bytes do not have the hash that its parent gives";
-        return Err(ObjectError::damaged(format!("byte {}", ptr.offset), why));
-    }
+    check_hash(bytes, ptr)?;
     Node::decode(bytes, ptr.offset)
+}
+
+fn check_hash(bytes: &[u8], ptr: &NodePtr) -> Result<(), ObjectError> {
+    if Hash::of(bytes) == ptr.hash {
+        return Ok(());
+    }
+    let why = "the node's bytes do not have the hash that its parent gives";
+    Err(ObjectError::damaged(format!("byte {}", ptr.offset), why))
 }
 
 /// Levels fall by one at each step down: no pointer leads in a circle, and no walk is deeper than

@@ -21,8 +21,10 @@ mod footer;
 mod frame;
 mod index;
 mod reader;
+mod remake;
 mod writer;
 
 pub use reader::Layer;
 pub(crate) use reader::blocks_per_frame;
+pub(crate) use remake::Remaker;
 pub use writer::{LayerSummary, LayerWriter};

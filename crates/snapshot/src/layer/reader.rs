@@ -15,8 +15,8 @@ use crate::limits::LAYER_FRAMES_MAX;
 /// An immutable set of blocks, open for reading. Holds one file and 8 bytes a frame.
 #[derive(Debug)]
 pub struct Layer {
-    file: Arc<dyn File>,
-    footer: Footer,
+    pub(super) file: Arc<dyn File>,
+    pub(super) footer: Footer,
     index: Index,
 }
 
@@ -82,6 +82,10 @@ impl Layer {
         self.index.lens()
     }
 
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
     /// The size of the object.
     pub fn object_bytes(&self) -> u64 {
         self.footer.index_at + self.footer.frames() * ENTRY_BYTES as u64 + FOOTER_BYTES as u64
@@ -139,7 +143,7 @@ impl Layer {
     }
 
     /// Where a frame lies, what it is, and how long its payload.
-    fn frame(&self, n: u64) -> Result<(u64, Entry, usize), ObjectError> {
+    pub(super) fn frame(&self, n: u64) -> Result<(u64, Entry, usize), ObjectError> {
         match (self.index.get(n), self.footer.frame_bytes(n)) {
             (Some((at, entry)), Some(len)) => Ok((at, entry, len)),
             _ => {

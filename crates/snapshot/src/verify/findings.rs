@@ -65,7 +65,7 @@ impl Spot {
 
 /// Every damaged place so far.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     /// The first [`DAMAGE_LISTED_MAX`].
     pub(super) listed: Vec<Damage>,
     pub(super) count: u64,
@@ -118,6 +118,16 @@ impl Findings {
         self.count == 0
     }
 
+    /// What is so no more.
+    pub(crate) fn mended(&mut self, spot: &Spot) {
+        self.spots.remove(spot);
+        if let Spot::Frame(layer, n) = spot
+            && let Some(frames) = self.frames.get_mut(layer)
+        {
+            frames.remove(n);
+        }
+    }
+
     pub(super) fn has(&self, spot: &Spot) -> bool {
         self.spots.contains(spot)
     }
@@ -138,7 +148,7 @@ impl Findings {
 }
 
 /// Is this what a disk says whose sectors, or whose file system, are damaged?
-fn is_bad_disk(error: &io::Error) -> bool {
+pub(crate) fn is_bad_disk(error: &io::Error) -> bool {
     // EIO, EISDIR (no file where an object is due), EUCLEAN.
     matches!(error.raw_os_error(), Some(5 | 21 | 117))
 }

@@ -51,19 +51,36 @@ impl Needed {
 type Below = Rc<BTreeSet<Needed>>;
 
 /// See the module.
-struct Impact<'a> {
-    findings: &'a Findings,
+pub(crate) struct Impact<'a> {
+    pub(super) findings: &'a Findings,
     below: HashMap<(NodePtr, u8, BlockSize), Below>,
     nothing: Below,
 }
 
 impl<'a> Impact<'a> {
-    fn new(findings: &'a Findings) -> Self {
+    pub(crate) fn new(findings: &'a Findings) -> Self {
         Self {
             findings,
             below: HashMap::new(),
             nothing: Below::default(),
         }
+    }
+
+    /// Is there no damage below the slot?
+    pub(super) fn is_whole(&mut self, header: &Header, slot: &Slot, level: u8) -> bool {
+        self.slot(header, slot, level).is_empty()
+    }
+
+    /// Does what lies below the slot come by damage in the layer?
+    pub(crate) fn leads_to(
+        &mut self,
+        header: &Header,
+        slot: &Slot,
+        level: u8,
+        layer: LayerId,
+    ) -> bool {
+        self.slot(header, slot, level)
+            .contains(&Needed::Layer(layer))
     }
 
     /// The damaged objects that reading all of the image comes by, besides the tail of its header.
@@ -114,7 +131,12 @@ impl<'a> Impact<'a> {
     }
 
     /// The node, unless it is damaged.
-    fn node(&self, header: &Header, ptr: &NodePtr, level: u8) -> Option<std::sync::Arc<Node>> {
+    pub(super) fn node(
+        &self,
+        header: &Header,
+        ptr: &NodePtr,
+        level: u8,
+    ) -> Option<std::sync::Arc<Node>> {
         let damaged = self.findings.has(&Spot::Node(*ptr));
         let node = (!damaged).then(|| header.nodes().get(ptr, level).ok());
         node.flatten()
@@ -128,7 +150,7 @@ impl<'a> Impact<'a> {
 }
 
 /// Each damaged object, with the names and sessions that cannot be read wholly because of it.
-pub(super) fn who_needs(findings: &Findings, roots: &[Rooted]) -> Vec<DamagedObject> {
+pub(crate) fn who_needs(findings: &Findings, roots: &[Rooted]) -> Vec<DamagedObject> {
     let mut objects: BTreeMap<&str, DamagedObject> = BTreeMap::new();
     // Damage that is met before a map is walked.
     let mut of_header: BTreeMap<HeaderId, Vec<&str>> = BTreeMap::new();

@@ -14,19 +14,25 @@
 //!
 //! Bytes that the disk refuses to give (EIO) are damage as well.
 //!
-//! Left out: what to do about it (`repair`).
+//! Left out: what to do about it ([`crate::repair`]).
 
 mod findings;
 mod image;
 mod impact;
+mod lost;
 mod map;
 mod objects;
 mod roots;
 mod store;
 
 pub use findings::{DAMAGE_LISTED_MAX, Damage};
+pub(crate) use findings::{Spot, is_bad_disk};
 pub use image::{Report, verify, verify_image};
 pub use impact::{DamagedObject, NEEDED_BY_MAX};
+pub(crate) use impact::{Impact, who_needs};
+pub(crate) use objects::own_nodes;
+pub(crate) use roots::{Root, Rooted};
+pub(crate) use store::{Checked, check_store};
 pub use store::{StoreReport, verify_store};
 
 /// How closely frames are looked at.

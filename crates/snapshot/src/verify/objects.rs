@@ -71,34 +71,21 @@ impl Objects<'_> {
         }
     }
 
-    /// The nodes that lie in the object itself, from its own root down. Together they are all of what
-    /// lies before the metadata.
+    /// The nodes that lie in the object itself. Together they are all of what lies before the metadata.
     fn own_nodes(&mut self, file: &dyn File, header: &Header) -> Result<(), StoreError> {
-        let mut todo = vec![(header.root(), header.height())];
-        let mut seen: HashSet<(NodePtr, u8)> = HashSet::new();
+        let mut places = Vec::new();
         let mut whole = true;
-        while let Some((slot, level)) = todo.pop() {
-            let Slot::Node(ptr) = slot else { continue };
-            if ptr.header != header.id() || !seen.insert((ptr, level)) {
-                continue;
-            }
+        own_nodes(file, header, &mut |ptr, node| {
             self.nodes += 1;
-            match read_node(file, &ptr, level) {
-                Ok(Node::Inner { slots, .. }) => todo.extend(slots.iter().map(|s| (*s, level - 1))),
-                Ok(Node::Leaf(_)) => {}
-                Err(error) => {
-                    whole = false;
-                    self.findings.found(Spot::Node(ptr), error)?;
-                }
-            }
-        }
+            places.push((ptr.offset, ptr.offset + u64::from(ptr.len)));
+            node.or_else(|error| {
+                whole = false;
+                self.findings.found(Spot::Node(ptr), error)
+            })
+        })?;
         if !whole {
             return Ok(());
         }
-        let mut places: Vec<(u64, u64)> = seen
-            .iter()
-            .map(|(ptr, _)| (ptr.offset, ptr.offset + u64::from(ptr.len)))
-            .collect();
         places.sort_unstable();
         let mut reached = 0;
         for (start, end) in places.into_iter().chain([(header.nodes_bytes(), u64::MAX)]) {
@@ -144,4 +131,28 @@ impl Objects<'_> {
         self.advance(layer.object_bytes() - layer.payload_end());
         Ok(())
     }
+}
+
+/// Visits the nodes that lie in a header's own object, each once, from its own root down, and what
+/// is wrong with each.
+pub(crate) fn own_nodes(
+    file: &dyn File,
+    header: &Header,
+    visit: &mut dyn FnMut(NodePtr, Result<(), StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut todo = vec![(header.root(), header.height())];
+    let mut seen: HashSet<(NodePtr, u8)> = HashSet::new();
+    while let Some((slot, level)) = todo.pop() {
+        let Slot::Node(ptr) = slot else { continue };
+        if ptr.header != header.id() || !seen.insert((ptr, level)) {
+            continue;
+        }
+        let node = read_node(file, &ptr, level).map(|node| {
+            if let Node::Inner { slots, .. } = node {
+                todo.extend(slots.iter().map(|slot| (*slot, level - 1)));
+            }
+        });
+        visit(ptr, node)?;
+    }
+    Ok(())
 }

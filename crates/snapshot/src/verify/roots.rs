@@ -19,29 +19,31 @@ use crate::store::{Store, layer_name};
 
 /// What keeps an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Root {
+pub(crate) enum Root {
     Name(SnapshotName, Record),
     Session(Uuid, HeaderId),
+    /// A name that is to be, and is not there yet.
+    Wanted(SnapshotName, Record),
 }
 
 impl Root {
-    pub(super) fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         match self {
-            Self::Name(name, _) => name.to_string(),
+            Self::Name(name, _) | Self::Wanted(name, _) => name.to_string(),
             Self::Session(id, _) => format!("session {id}"),
         }
     }
 
-    pub(super) fn header(&self) -> HeaderId {
+    pub(crate) fn header(&self) -> HeaderId {
         match self {
-            Self::Name(_, record) => record.header,
+            Self::Name(_, record) | Self::Wanted(_, record) => record.header,
             Self::Session(_, header) => *header,
         }
     }
 
     fn open(&self, store: &Store) -> Result<Arc<Header>, StoreError> {
         match self {
-            Self::Name(_, record) => store.open_recorded(record),
+            Self::Name(_, record) | Self::Wanted(_, record) => store.open_recorded(record),
             Self::Session(_, header) => store.open_header(*header),
         }
     }
@@ -58,12 +60,13 @@ impl Root {
                 Ok(now) => now.is_some_and(|record| record.headers.contains(header)),
                 Err(_) => true,
             },
+            Self::Wanted(..) => true,
         }
     }
 }
 
 /// A root, and its header if that can be opened.
-pub(super) type Rooted = (Root, Option<Arc<Header>>);
+pub(crate) type Rooted = (Root, Option<Arc<Header>>);
 
 /// Walks all maps, each node once. Roots that have gone meanwhile do not come back.
 pub(super) fn check_roots(

@@ -20,10 +20,11 @@ use super::Depth;
 use super::findings::{Damage, Findings, Spot};
 use super::impact::{DamagedObject, who_needs};
 use super::objects::Objects;
-use super::roots::{Root, check_roots};
+use super::roots::{Root, Rooted, check_roots};
 use crate::error::StoreError;
 use crate::host::Host;
 use crate::ids::{HeaderId, LayerId, SnapshotName};
+use crate::record::Record;
 use crate::roots::SessionRecord;
 use crate::roots::lease::Lease;
 use crate::store::{Caches, STORE_ENTRIES, Store};
@@ -77,23 +78,38 @@ pub fn verify_store(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<StoreReport, StoreError> {
     let (store, marker) = Store::open_damaged(dir, host, Caches::default())?;
-    check_store(dir, &store, marker, depth, progress)
+    check_store(dir, &store, marker, &[], depth, progress).map(|checked| checked.report)
 }
 
-/// The same of an open store with nothing in its caches. `marker` is what is wrong with its marker.
-fn check_store(
+/// A report, and what it was made from.
+pub(crate) struct Checked {
+    pub(crate) report: StoreReport,
+    pub(crate) findings: Findings,
+    pub(crate) roots: Vec<Rooted>,
+    /// All header objects.
+    pub(crate) headers: Vec<HeaderId>,
+}
+
+/// [`verify_store`] of an open store with nothing in its caches. `marker` is what is wrong with its
+/// marker; `wanted` are names that are looked at as if they were there.
+pub(crate) fn check_store(
     dir: &dyn Dir,
     store: &Store,
     marker: Option<StoreError>,
+    wanted: &[(SnapshotName, Record)],
     depth: Depth,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<StoreReport, StoreError> {
+) -> Result<Checked, StoreError> {
     let mut listing = Listing::default();
     let mut findings = Findings::default();
     if let Some(error) = marker {
         findings.found(Spot::Marker, error)?;
     }
     listing.roots(store, &mut findings)?;
+    let wanted = wanted.iter().cloned();
+    listing
+        .roots
+        .extend(wanted.map(|(name, record)| Root::Wanted(name, record)));
     listing.objects(dir, store)?;
     let mut objects = Objects {
         store,
@@ -132,7 +148,12 @@ fn check_store(
     if !objects.findings.is_empty() {
         report.objects = who_needs(&objects.findings, &roots);
     }
-    Ok(report)
+    Ok(Checked {
+        report,
+        findings: objects.findings,
+        roots,
+        headers: listing.headers,
+    })
 }
 
 /// What there is to check.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::rig::{CountingHost, SMALL, noise, run, spec};
 
 const BLOCK: usize = 512;
-pub(crate) const DIRS: [&str; 4] = ["headers", "layers", "sessions", "snapshots"];
+const DIRS: [&str; 4] = ["headers", "layers", "sessions", "snapshots"];
 
 /// The files of a store, by path, and what its snapshots read as.
 #[derive(Clone, Default)]
@@ -46,7 +46,7 @@ impl Place {
         place
     }
 
-    fn dir<'a>(&self, path: &'a str) -> (Arc<dyn Dir>, &'a str) {
+    pub(crate) fn dir<'a>(&self, path: &'a str) -> (Arc<dyn Dir>, &'a str) {
         match path.split_once('/') {
             Some((dir, name)) => (self.root.open_dir(dir).unwrap(), name),
             None => (Arc::clone(&self.root), path),
@@ -80,6 +80,15 @@ impl Place {
         there.map(|(bytes, path)| (path, bytes)).collect()
     }
 
+    pub(crate) fn tmp_is_empty(&self) -> bool {
+        self.root
+            .open_dir("tmp")
+            .unwrap()
+            .list()
+            .unwrap()
+            .is_empty()
+    }
+
     pub(crate) fn verify(&self) -> StoreReport {
         let host = CountingHost::from(1 << 40);
         verify_store(&*self.root, host, Depth::Stored, &mut |done, all| {
@@ -94,7 +103,7 @@ impl Place {
 }
 
 /// Text, which compresses.
-fn text(seed: u64, blocks: usize) -> Vec<u8> {
+pub(crate) fn text(seed: u64, blocks: usize) -> Vec<u8> {
     let line = |i: usize| format!("{seed} is the seed, and {} is the line; ", i % 97);
     let mut out: Vec<u8> = (0..)
         .flat_map(|i| line(i).into_bytes())
@@ -188,7 +197,7 @@ impl Maker {
 
 /// One of everything: a template with a compressed frame and a raw one, two forks, a chain of three,
 /// two sessions, a name that stands for the same as another, a header that no name leads to.
-fn everything() -> Made {
+pub(crate) fn everything() -> Made {
     let place = Place::of(&BTreeMap::new());
     let mut maker = Maker::new(&place);
     let template = [
@@ -287,7 +296,7 @@ fn reads_right_or_fails(place: &Place, made: &Made, objects: &[&str], what: &str
 }
 
 /// All of these, on all processors, each with a store of its own.
-fn in_parallel<T: Sync>(made: &Made, cases: &[T], check: impl Fn(&Place, &T) + Sync) {
+pub(crate) fn in_parallel<T: Sync>(made: &Made, cases: &[T], check: impl Fn(&Place, &T) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
