@@ -43,10 +43,12 @@ impl World {
         };
         let number = self.sessions[at].number;
         // The first look comes after two snapshots: what is opened once is open by then.
-        let snapshots = self.sessions[at].manifest()?["next_cache"]
-            .as_u64()
-            .unwrap_or(0);
+        let manifest = self.sessions[at].manifest()?;
+        let snapshots = manifest["next_cache"].as_u64().unwrap_or(0);
+        // A snapshot that was cancelled leaves a frozen cache, and its files, for the next.
+        let caches = manifest["caches"].as_array().map_or(0, Vec::len);
         if snapshots < 4
+            || caches != 1
             || self.asked.iter().any(|asked| asked.session == number)
             || !self.sessions[at].sealing()?.is_empty()
         {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use cowslip_block::files::RealDir;
+use cowslip_snapshot::compact::{Options, Policy, survey};
 use cowslip_snapshot::host::RealHost;
 use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::store::Store;
 use cowslip_snapshot::verify::{
     Damage, DamagedObject, Depth, StoreReport, verify_image, verify_store,
 };
@@ -44,6 +46,16 @@ struct Whole<'a> {
     /// Who needs what is damaged.
     objects: Vec<Needed<'a>>,
     foreign: &'a [String],
+    /// What the policy of `compact --auto` makes of the store; not said of a damaged one.
+    compaction: Option<Compaction>,
+}
+
+/// Of all objects that some image needs.
+#[derive(Clone, Copy, Serialize)]
+struct Compaction {
+    due: bool,
+    object_bytes: u64,
+    garbage_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -157,9 +169,13 @@ fn whole(context: &Context, depth: Depth) -> Result<(), Failure> {
     });
     bar.finish_and_clear();
     let report = report.map_err(|e| Failure::from(e).about(path.display()))?;
-    context
-        .report
-        .result(&Whole::of(&report), || text(&report))?;
+    let compaction = match report.is_whole() {
+        true => Some(compaction(&*context.store()?)?),
+        false => None,
+    };
+    context.report.result(&Whole::of(&report, compaction), || {
+        text(&report, compaction)
+    })?;
     for damage in &report.damage {
         complain(&Place::of(damage).text());
     }
@@ -169,8 +185,22 @@ fn whole(context: &Context, depth: Depth) -> Result<(), Failure> {
     verdict("the store", report.damaged)
 }
 
+fn compaction(store: &Store) -> Result<Compaction, Failure> {
+    let options = Options {
+        policy: Policy::AUTO,
+        names: Vec::new(),
+        step_bytes: u64::MAX,
+    };
+    let found = survey(store, &options, &|_| true)?;
+    Ok(Compaction {
+        due: found.left_objects > 0,
+        object_bytes: found.before.object_bytes,
+        garbage_bytes: found.before.garbage_bytes(),
+    })
+}
+
 impl<'a> Whole<'a> {
-    fn of(report: &'a StoreReport) -> Self {
+    fn of(report: &'a StoreReport, compaction: Option<Compaction>) -> Self {
         Self {
             ok: report.is_whole(),
             names: report.names,
@@ -184,11 +214,12 @@ impl<'a> Whole<'a> {
             damage: report.damage.iter().map(Place::of).collect(),
             objects: report.objects.iter().map(Needed::of).collect(),
             foreign: &report.foreign,
+            compaction,
         }
     }
 }
 
-fn text(report: &StoreReport) -> String {
+fn text(report: &StoreReport, compaction: Option<Compaction>) -> String {
     let mut text = format!(
         "the store {}: {}, {}, {} with {}, {} with {}; {} read and checked",
         state(report.is_whole()),
@@ -200,6 +231,19 @@ fn text(report: &StoreReport) -> String {
         count(report.frames, "frame"),
         bytes(report.read_bytes),
     );
+    if let Some(Compaction {
+        due,
+        object_bytes,
+        garbage_bytes,
+    }) = compaction
+    {
+        text += &format!(
+            "\nof {} that snapshots and sessions depend on, nobody needs {}: compaction is {}",
+            bytes(object_bytes),
+            bytes(garbage_bytes),
+            if due { "due" } else { "not due" },
+        );
+    }
     for path in &report.foreign {
         text += &format!("\nnot cowslip's: {}", plain(path));
     }

@@ -50,6 +50,9 @@ fn a_store_is_as_small_as_what_is_needed() {
         rig.ok(&format!("rm n{n}"));
     }
     let before = rig.inspect("n6");
+    assert_eq!(rig.json("verify")["compaction"]["due"], true);
+    let text = rig.ok("verify");
+    assert!(text.contains("compaction is due"), "{text}");
     let dry = rig.json("compact --dry-run");
     assert_eq!(dry["due"], true);
     let old = stored(&rig);
@@ -73,6 +76,8 @@ fn a_store_is_as_small_as_what_is_needed() {
     assert_ne!(after["header"], before["header"]);
     assert!(after["layers"].as_array().unwrap().len() <= 4, "{after}");
     // And there is nothing more to do.
+    let verified = rig.json("verify");
+    assert_eq!(verified["compaction"]["due"], false, "{verified}");
     assert_eq!(rig.json("compact --auto --dry-run")["due"], false);
     assert_eq!(rig.json("compact --auto")["copied_bytes"], 0);
 }
