@@ -12,6 +12,8 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::units::{BlockSize, ByteOffset, ByteRange};
 
 /// What a device is, fixed for its life.
@@ -201,6 +203,23 @@ pub enum DeviceError {
     /// The file layer failed.
     #[error("{0}")]
     Io(#[source] io::Error),
+}
+
+impl DeviceError {
+    /// Linux's error number for it, which every front end that answers with numbers tells its client. A front end
+    /// checks ranges at its own door, so a device that still objects has its own idea of its size: EINVAL. ENOTSUP is
+    /// what makes clients fall back by themselves (to plain writes of zeros, say).
+    pub fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::OutOfRange { .. } => Errno::INVAL,
+            Self::ReadOnly => Errno::PERM,
+            Self::NoSpace => Errno::NOSPC,
+            Self::Unsupported(_) => Errno::OPNOTSUPP,
+            Self::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => Errno::NOMEM,
+            Self::Poisoned(_) | Self::Corrupt(_) | Self::Io(_) => Errno::IO,
+        };
+        errno.raw_os_error()
+    }
 }
 
 impl From<io::Error> for DeviceError {

@@ -11,7 +11,6 @@
 //! | FAST_ZERO where zeroing is not fast            | ENOTSUP   |
 
 use std::fmt;
-use std::io;
 
 use cowslip_block::DeviceError;
 
@@ -84,19 +83,9 @@ impl Errno {
         }
     }
 
-    /// For a request that the device failed. The door has checked ranges before, so a device that
-    /// still objects has its own idea of its size: EINVAL.
-    ///
-    /// ENOTSUP is what makes a client fall back by itself (to plain writes of zeros, say).
+    /// For a request that the device failed: the protocol's numbers are Linux's.
     pub(crate) fn of_device(error: &DeviceError) -> Self {
-        match error {
-            DeviceError::OutOfRange { .. } => Self::Inval,
-            DeviceError::ReadOnly => Self::Perm,
-            DeviceError::NoSpace => Self::NoSpc,
-            DeviceError::Unsupported(_) => Self::NotSup,
-            DeviceError::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => Self::NoMem,
-            DeviceError::Poisoned(_) | DeviceError::Corrupt(_) | DeviceError::Io(_) => Self::Io,
-        }
+        u32::try_from(error.errno()).map_or(Self::Io, Self::from_code)
     }
 }
 
@@ -117,6 +106,8 @@ impl fmt::Display for Errno {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
