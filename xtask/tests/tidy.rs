@@ -17,13 +17,19 @@ const LINES_MAX: usize = 600;
 const LONGER: [(&str, usize); 0] = [];
 
 /// Which of our crates each may use. `sim` is for tests only.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("cowslip-block", &[]),
     ("cowslip-snapshot", &["cowslip-block"]),
     ("cowslip-nbd", &["cowslip-block"]),
+    ("cowslip-fuse", &["cowslip-block"]),
     (
         "cowslip",
-        &["cowslip-block", "cowslip-snapshot", "cowslip-nbd"],
+        &[
+            "cowslip-block",
+            "cowslip-snapshot",
+            "cowslip-nbd",
+            "cowslip-fuse",
+        ],
     ),
     ("cowslip-sim", &["cowslip-block"]),
     (

@@ -1,0 +1,45 @@
+//! [`AttachError`]: why there is no block device.
+
+use std::io;
+use std::time::Duration;
+
+/// Why a device could not be attached, mounted or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The machine lacks something that this needs.
+    #[error("a block device needs {0}")]
+    Missing(&'static str),
+    /// A program of the system refused.
+    #[error("{program}: {said}")]
+    Refused {
+        /// Which program.
+        program: &'static str,
+        /// What it said, or how it ended.
+        said: String,
+    },
+    /// A program of the system did not end in time.
+    #[error("{program} has not ended within {} s", within.as_secs())]
+    TooLong {
+        /// Which program.
+        program: &'static str,
+        /// How long it had.
+        within: Duration,
+    },
+    /// The system's own.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+impl AttachError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        |source| Self::Io {
+            what: what.into(),
+            source,
+        }
+    }
+}

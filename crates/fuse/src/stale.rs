@@ -1,0 +1,94 @@
+//! What processes that were killed left behind, and its end.
+//!
+//! Only what a place proves to be ours is touched (see `place.rs`), and only where the place's process is
+//! gone. Mounts are ours if they are of such a loop device: nothing that lies on it can be read or written
+//! any more, whoever mounted it.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::attached::{GONE_WITHIN, release};
+use crate::error::AttachError;
+use crate::loops::{self, Loop};
+use crate::mounts;
+use crate::place::{About, Place};
+use crate::server::{KIND, let_go};
+
+/// What one process left.
+#[derive(Clone, Debug)]
+pub struct Leftover {
+    /// What it was, as far as it had said.
+    pub about: Option<About>,
+    /// Loop devices, still in use.
+    pub devices: Vec<PathBuf>,
+    /// Where something of them is mounted, and the FUSE file system where it is.
+    pub mounts: Vec<PathBuf>,
+    /// Nothing of it is left any more.
+    pub is_gone: bool,
+}
+
+/// Looks for what was left, and ends it if `end` says so.
+///
+/// # Errors
+/// Where it cannot be looked for.
+pub fn find(run_dir: &Path, end: bool, say: &dyn Fn(&str)) -> Result<Vec<Leftover>, AttachError> {
+    let places = Place::left_behind(run_dir)?;
+    places
+        .into_iter()
+        .map(|place| one(place, end, say))
+        .collect()
+}
+
+fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachError> {
+    let devices = devices_of(&place)?;
+    let mut leftover = Leftover {
+        about: place.about(),
+        mounts: Vec::new(),
+        is_gone: false,
+        devices: devices.iter().map(|l| l.device.clone()).collect(),
+    };
+    for device in &leftover.devices {
+        let mounts = mounts::of_device(device)?;
+        leftover.mounts.extend(mounts.into_iter().map(|m| m.target));
+    }
+    let at = place.mount_point();
+    let is_mounted = mounts::all()?
+        .iter()
+        .any(|m| m.target == at && m.kind == KIND);
+    if is_mounted {
+        leftover.mounts.push(at.clone());
+    }
+    if !end {
+        return Ok(leftover);
+    }
+    for device in &leftover.devices {
+        release(device, Duration::ZERO, say);
+    }
+    if is_mounted {
+        let_go(&at).map_err(AttachError::io("unmounting a FUSE file system"))?;
+    }
+    leftover.is_gone = is_released(&place)?;
+    if leftover.is_gone {
+        place.remove()?;
+    }
+    Ok(leftover)
+}
+
+fn devices_of(place: &Place) -> Result<Vec<Loop>, AttachError> {
+    let mut all = loops::all()?;
+    all.retain(|l| place.is_over(&l.backing_file));
+    Ok(all)
+}
+
+/// The kernel clears a loop device a moment after its last user has gone.
+fn is_released(place: &Place) -> Result<bool, AttachError> {
+    let give_up = Instant::now() + GONE_WITHIN;
+    while !devices_of(place)?.is_empty() {
+        if Instant::now() >= give_up {
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(true)
+}
