@@ -103,16 +103,37 @@ pub(crate) const TESTS: &[Need] = &[
         "the format read by the Python reader",
     ),
     need(
-        "umount",
+        "mount, umount, losetup",
         Some("mount"),
-        || all(&["umount"]),
-        "mkfs through FUSE",
+        || all(&["mount", "umount", "losetup"]),
+        "mkfs through FUSE, block devices",
     ),
     need(
-        "root and /dev/fuse",
+        "blkid, blkdiscard, fallocate, fstrim",
+        Some("util-linux"),
+        || all(&["blkid", "blkdiscard", "fallocate", "fstrim"]),
+        "block devices",
+    ),
+    need(
+        "mkfs.xfs",
+        Some("xfsprogs"),
+        || all(&["mkfs.xfs"]),
+        "xfs on a block device",
+    ),
+    need(
+        "mkfs.btrfs",
+        Some("btrfs-progs"),
+        || all(&["mkfs.btrfs"]),
+        "btrfs on a block device",
+    ),
+    need(
+        "root, /dev/fuse and loop devices",
         None,
-        || is_root() && Path::new("/dev/fuse").exists(),
-        "mkfs through FUSE",
+        || {
+            let devices = ["/dev/fuse", "/dev/loop-control"];
+            is_root() && devices.iter().all(|path| Path::new(path).exists())
+        },
+        "mkfs through FUSE, block devices",
     ),
 ];
 

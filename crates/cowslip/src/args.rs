@@ -29,6 +29,9 @@ const CODES_AND_NAMES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not foun
     different, 6 taken but not stored yet.\n\
     Names of snapshots: 1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit.";
 
+const ATTACHED: &str = "The device's path is the only line on standard output. At the end, what is mounted from it is unmounted; \
+    where it is in use, lazily, after two seconds. It needs root, FUSE and loop devices: without them, `cowslip serve` and QEMU, or nbdfuse.";
+
 const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is the answer: 0 equal, \
     1 different, in bytes or in size. Failures are 2 usage, 3 not found, 4 corrupt, 5 all others. \
     Without --quiet it is 0 for both answers.";
@@ -56,6 +59,13 @@ pub(crate) enum Command {
     Import(Import),
     /// Serve a snapshot as a writable NBD device
     Serve(Serve),
+    /// Make a snapshot a block device of this machine, until a signal ends it
+    #[command(after_help = ATTACHED)]
+    Attach(Attach),
+    /// Mount the file system of a snapshot, until a signal, or umount(8), ends it
+    Mount(Mount),
+    /// End block devices that are nobody's any more
+    Detach(Detach),
     /// Snapshot a session, while it is being served or at rest
     #[command(after_help = SNAPSHOT_PENDING)]
     Snapshot(Snapshot),
@@ -137,17 +147,30 @@ pub(crate) struct Import {
     pub(crate) replace: bool,
 }
 
+/// What a device is and where what is written to it is kept, whatever the front end.
 #[derive(Debug, Args)]
-pub(crate) struct Serve {
-    /// The snapshot; for a session that is there already, what it began from, or left out
-    #[arg(value_parser = snapshot_name(), required_unless_present = "session")]
-    pub(crate) name: Option<SnapshotName>,
+pub(crate) struct DeviceOptions {
     /// Keep what is written in this directory, and go on there next time
     #[arg(long, value_name = "DIR")]
     pub(crate) session: Option<PathBuf>,
     /// Refuse writes
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Serve the device larger than the snapshot; the growth reads as zeros (8G, 512M, ...)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
+    /// Memory for decoded parts of the image
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) frame_cache: Size,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The snapshot; for a session that is there already, what it began from, or left out
+    #[arg(value_parser = snapshot_name(), required_unless_present = "session")]
+    pub(crate) name: Option<SnapshotName>,
+    #[command(flatten)]
+    pub(crate) device: DeviceOptions,
     /// Where to listen: unix:PATH or tcp:HOST:PORT [default: nbd.sock in the session's directory]
     #[arg(long, value_name = "ADDRESS", conflicts_with = "stdio")]
     pub(crate) nbd: Option<Address>,
@@ -157,12 +180,67 @@ pub(crate) struct Serve {
     /// Listen on addresses other than loopback; there is no encryption and no password
     #[arg(long)]
     pub(crate) allow_remote: bool,
-    /// Serve the device larger than the snapshot; the growth reads as zeros (8G, 512M, ...)
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) size: Option<Size>,
-    /// Memory for decoded parts of the image
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
-    pub(crate) frame_cache: Size,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// The snapshot; for a session that is there already, what it began from, or left out
+    #[arg(value_parser = snapshot_name(), required_unless_present = "session")]
+    pub(crate) name: Option<SnapshotName>,
+    #[command(flatten)]
+    pub(crate) device: DeviceOptions,
+    /// How the kernel comes to it: a FUSE file under a loop device, which any kernel can
+    #[arg(long, value_enum, default_value_t = Via::Fuse)]
+    pub(crate) via: Via,
+    #[command(flatten)]
+    pub(crate) run: RunDir,
+}
+
+/// The ways to a block device of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Via {
+    Fuse,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// The snapshot; for a session that is there already, what it began from
+    #[arg(value_parser = snapshot_name())]
+    pub(crate) name: SnapshotName,
+    /// Where to mount it
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceOptions,
+    /// Options for mount(8) [default: discard,noatime,lazytime, or what reading alone takes]
+    #[arg(long, short)]
+    pub(crate) options: Option<String>,
+    #[command(flatten)]
+    pub(crate) run: RunDir,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// End what commands left that were killed: their loop devices, and what is mounted from them
+    #[arg(long, required = true)]
+    pub(crate) stale: bool,
+    /// Say what was left, and end nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) run: RunDir,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunDir {
+    /// Where attached devices are noted, for `detach --stale`
+    #[arg(
+        long = "run-dir",
+        env = "COWSLIP_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/cowslip"
+    )]
+    pub(crate) path: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,8 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "it/attach.rs"]
+mod attach;
 #[path = "it/bytes.rs"]
 mod bytes;
 #[path = "it/clients.rs"]
@@ -17,6 +19,8 @@ mod contract;
 mod cut;
 #[path = "it/damage.rs"]
 mod damage;
+#[path = "it/devices.rs"]
+mod devices;
 #[path = "it/diff.rs"]
 mod diff;
 #[path = "it/ending.rs"]

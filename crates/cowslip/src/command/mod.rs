@@ -1,8 +1,10 @@
 //! The commands, a file each: what was typed becomes a call into the engine, and its result a
 //! report.
 
+mod attach;
 mod compact;
 mod demo;
+mod detach;
 mod diff;
 mod export;
 mod gc;
@@ -10,11 +12,13 @@ mod import;
 mod inspect;
 mod log;
 mod ls;
+mod mount;
 mod repair;
 mod rm;
 mod serve;
 mod sessions;
 mod snapshot;
+mod target;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -45,6 +49,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Import(args) => import::run(&context, &args),
         Command::Serve(args) => serve::run(&context, &args),
+        Command::Attach(args) => attach::run(&context, &args),
+        Command::Mount(args) => mount::run(&context, &args),
+        Command::Detach(args) => detach::run(&context, &args),
         Command::Snapshot(args) => snapshot::run(&context, &args),
         Command::Ls => ls::run(&context),
         Command::Inspect(args) => inspect::run(&context, &args),

@@ -25,7 +25,7 @@ use crate::bytes::{MIB, sum};
 pub(crate) const COWSLIP: &str = env!("CARGO_BIN_EXE_cowslip");
 
 /// For whatever should take milliseconds, on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A directory with a store in it, not made yet.
 pub(crate) struct Rig {
@@ -68,6 +68,8 @@ impl Rig {
         // Temporary sessions go there as well, and with the test.
         command.env("TMPDIR", self.dir.path());
         command.env("COWSLIP_STORE", self.store());
+        // Block devices of one test are not another's to end.
+        command.env("COWSLIP_RUN_DIR", self.path("run"));
         command
     }
 
@@ -220,6 +222,15 @@ impl Served {
         Pid::from_child(&self.child)
     }
 
+    /// The first line of its standard output, for which it was given a pipe.
+    #[track_caller]
+    pub(crate) fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        let mut out = BufReader::new(self.child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
     /// kill -9, and waits until it is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
@@ -240,9 +251,20 @@ impl Served {
 
     /// The same, within the five seconds that it may take.
     #[track_caller]
-    pub(crate) fn end_by(mut self, signal: Signal) -> String {
+    pub(crate) fn end_by(self, signal: Signal) -> String {
+        self.end_as(signal, Duration::from_secs(5))
+    }
+
+    /// The same by SIGTERM, where much has to be written back.
+    #[track_caller]
+    pub(crate) fn end_within(self, time: Duration) -> String {
+        self.end_as(Signal::TERM, time)
+    }
+
+    #[track_caller]
+    fn end_as(mut self, signal: Signal, time: Duration) -> String {
         kill_process(self.pid(), signal).unwrap();
-        let status = self.wait_within(Duration::from_secs(5));
+        let status = self.wait_within(time);
         let said = self.rest();
         assert_eq!(status.code(), Some(0), "{status}: {said}");
         said

@@ -1,0 +1,304 @@
+//! [`Target`]: what a front end serves, a snapshot or a session, from the opening to the last flush.
+//!
+//! In order: the store, the session (opened, begun, or a temporary one), its two worker threads and its control
+//! socket. The end goes the other way round: a running seal is interrupted (the session takes it up when it
+//! is served again), what was written is flushed, within a bound.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cowslip_block::Device;
+use cowslip_block::files::RealDir;
+use cowslip_block::read_only::ReadOnly;
+use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::image::Image;
+use cowslip_snapshot::roots::Lease;
+use cowslip_snapshot::session::{Manifest, Session, SessionError, Surroundings, Workers};
+use cowslip_snapshot::store::{Caches, Store};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{Context, open_store, surroundings};
+use crate::args::DeviceOptions;
+use crate::control::{self, Control};
+use crate::failure::Failure;
+use crate::report::{bytes, complain};
+
+/// What was written survives the end of the process without a flush; a disk that hangs must not
+/// hold up the end for longer than this.
+const CLOSE_WITHIN: Duration = Duration::from_millis(2500);
+/// A compaction has a session at rest open for a moment; a command that takes a snapshot of one, for as
+/// long as that takes.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the user wants to be served.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// Where there is none there is a session.
+    pub(super) name: Option<&'a SnapshotName>,
+    pub(super) options: &'a DeviceOptions,
+}
+
+/// SIGTERM and SIGINT, asked for before anything is begun: one that comes early ends it just as well.
+pub(super) fn signals() -> Result<Signals, Failure> {
+    Signals::new([SIGTERM, SIGINT])
+        .map_err(|e| Failure::failed(format!("waiting for signals: {e}")))
+}
+
+/// Sends a word on the first signal.
+pub(super) fn on_signal(mut signals: Signals, end: mpsc::Sender<()>) {
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            let _ = end.send(());
+        }
+    });
+}
+
+/// What is being served.
+pub(super) struct Target {
+    pub(super) name: SnapshotName,
+    what: What,
+}
+
+enum What {
+    Session(Live),
+    /// Read-only; the lease keeps it, whatever becomes of its name.
+    Image {
+        image: Arc<dyn Device>,
+        _lease: Lease,
+    },
+}
+
+/// A session, and what works behind it. Dropped in this order.
+struct Live {
+    _control: Control,
+    _workers: Workers,
+    session: Arc<Session>,
+    path: PathBuf,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Target {
+    pub(super) fn open(context: &Context, args: &Wanted<'_>) -> Result<Self, Failure> {
+        let caches = Caches {
+            frame_bytes: args.options.frame_cache.0,
+            ..Caches::default()
+        };
+        let Some(path) = &args.options.session else {
+            let name = args.name.cloned().expect("clap wants a name or a session");
+            let store_path = context.store_path()?;
+            let store = open_told(&store_path, caches)?;
+            return Self::without_session(args, name, &store, &store_path);
+        };
+        let dir = match RealDir::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // A session that cannot begin leaves no directory behind.
+                open_store(&context.store_path()?, caches)?.resolve(begin_from(args)?)?;
+                RealDir::open_or_create(path)
+            }
+            there => there,
+        };
+        let dir = Arc::new(dir.map_err(|e| Failure::file(path, &e))?);
+        let known = Manifest::read(&*dir)?;
+        let store_path = match (&context.global.store, &known) {
+            (None, Some(manifest)) => manifest.store.clone(),
+            _ => context.store_path()?,
+        };
+        let store = open_told(&store_path, caches)?;
+        let around = || surroundings(&dir, path, false, &store, &store_path);
+        let session = match known {
+            Some(manifest) => {
+                check_same(args, &manifest)?;
+                open_patiently(&dir, &around)?
+            }
+            None => Session::create(around()?, begin_from(args)?, args.options.size.map(|s| s.0)),
+        };
+        let session = session.map_err(|e| Failure::from(e).about(path.display()))?;
+        Self::live(session, &dir, store, path.clone(), None)
+    }
+
+    /// Read-only needs no session; a writable device without one gets one for as long as it lives.
+    fn without_session(
+        args: &Wanted<'_>,
+        name: SnapshotName,
+        store: &Arc<Store>,
+        store_path: &Path,
+    ) -> Result<Self, Failure> {
+        let (header, lease) = store.resolve_leased(&name)?;
+        if args.options.read_only && args.options.size.is_none() {
+            let image = Arc::new(Image::new(Arc::clone(store), header));
+            let _lease = lease;
+            let what = What::Image { image, _lease };
+            return Ok(Self { name, what });
+        }
+        let failed = |e: io::Error| Failure::failed(format!("making a temporary session: {e}"));
+        let temporary = tempfile::Builder::new()
+            .prefix("cowslip-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .map_err(failed)?;
+        let path = temporary.path().to_owned();
+        let dir = Arc::new(RealDir::open(&path).map_err(failed)?);
+        let around = surroundings(&dir, &path, true, store, store_path)?;
+        let session = Session::create(around, &name, args.options.size.map(|s| s.0))?;
+        Self::live(session, &dir, Arc::clone(store), path, Some(temporary))
+    }
+
+    fn live(
+        session: Session,
+        dir: &Arc<RealDir>,
+        store: Arc<Store>,
+        path: PathBuf,
+        temporary: Option<tempfile::TempDir>,
+    ) -> Result<Self, Failure> {
+        let failed = |e: io::Error| Failure::failed(format!("{}: {e}", path.display()));
+        let session = Arc::new(session);
+        let name = session.manifest().began_from;
+        let workers = Workers::start(&session, complain).map_err(failed)?;
+        let control =
+            Control::listen(Arc::clone(dir), Arc::clone(&session), store).map_err(failed)?;
+        let live = Live {
+            _control: control,
+            _workers: workers,
+            session,
+            path,
+            temporary,
+        };
+        let what = What::Session(live);
+        Ok(Self { name, what })
+    }
+
+    pub(super) fn device(&self, read_only: bool) -> Arc<dyn Device> {
+        match &self.what {
+            What::Session(live) if read_only => Arc::new(ReadOnly(live.session.device())),
+            What::Session(live) => live.session.device(),
+            What::Image { image, .. } => Arc::clone(image),
+        }
+    }
+
+    fn remark(&self) -> String {
+        let What::Session(live) = &self.what else {
+            return String::new();
+        };
+        let path = live.path.display();
+        match live.temporary {
+            Some(_) => {
+                format!(", temporary session {path}: what is written is dropped at the end")
+            }
+            None => format!(", session {path}"),
+        }
+    }
+
+    /// The session's directory, where what is written is kept.
+    pub(super) fn session(&self) -> Option<&Path> {
+        match &self.what {
+            What::Session(live) => Some(&live.path),
+            What::Image { .. } => None,
+        }
+    }
+
+    /// One line: what is there for clients now, and what becomes of what they write. `way` says how they
+    /// come to it.
+    pub(super) fn say_ready(&self, device: &dyn Device, way: &str) {
+        let geometry = device.geometry();
+        let read_only = if geometry.read_only {
+            ", read-only"
+        } else {
+            ""
+        };
+        complain(&format!(
+            "ready: serving {} ({}{read_only}) {way}{}",
+            self.name,
+            bytes(geometry.size_bytes),
+            self.remark(),
+        ));
+    }
+
+    /// Flushes, and ends the session with all that works behind it; or says, after a while, that the disk takes
+    /// too long for that.
+    pub(super) fn close(self, device: Arc<dyn Device>) {
+        let (end, ended) = mpsc::channel();
+        thread::spawn(move || {
+            self.close_in_time(&*device);
+            let _ = end.send(());
+        });
+        if ended.recv_timeout(CLOSE_WITHIN).is_err() {
+            complain("the disk takes long to flush; what was written is kept all the same");
+        }
+    }
+
+    fn close_in_time(self, device: &dyn Device) {
+        let What::Session(live) = self.what else {
+            return;
+        };
+        let ended = match live.temporary {
+            Some(_) => live.session.forget().map_err(Failure::from),
+            None => device.flush().map_err(Failure::from),
+        };
+        if let Err(failure) = ended {
+            complain(&format!("ending the session: {}", failure.message));
+        }
+    }
+}
+
+/// A store whose damage is said when a client comes by it: once, while each read of it fails.
+fn open_told(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
+    let store = open_store(path, caches)?;
+    store.on_damage(|what| {
+        complain(&format!(
+            "{what}; reads of it fail. `cowslip verify` lists all damage, `cowslip repair` mends what can be had again"
+        ));
+    });
+    Ok(store)
+}
+
+/// Opens a session once whoever has it open for a moment has done with it. A server that answers is
+/// not waited for.
+fn open_patiently(
+    dir: &RealDir,
+    around: &dyn Fn() -> Result<Surroundings, Failure>,
+) -> Result<Result<Session, SessionError>, Failure> {
+    let give_up = Instant::now() + OPEN_WITHIN;
+    loop {
+        match Session::open(around()?) {
+            Err(SessionError::InUse)
+                if Instant::now() < give_up && control::status(dir).is_none() =>
+            {
+                thread::sleep(Duration::from_millis(20));
+            }
+            other => return Ok(other),
+        }
+    }
+}
+
+/// The snapshot that a new session begins from.
+fn begin_from<'a>(args: &Wanted<'a>) -> Result<&'a SnapshotName, Failure> {
+    args.name.ok_or_else(|| {
+        let failure = Failure::from(SessionError::NotASession)
+            .hint("name the snapshot that a new session begins from");
+        args.options
+            .session
+            .iter()
+            .fold(failure, |failure, path| failure.about(path.display()))
+    })
+}
+
+/// A session that is there goes on as it was; what was typed must not say otherwise.
+fn check_same(args: &Wanted<'_>, manifest: &Manifest) -> Result<(), Failure> {
+    if let Some(name) = args.name.filter(|n| **n != manifest.began_from) {
+        let began = &manifest.began_from;
+        let message = format!("the session is there already, and began from {began}, not {name}");
+        return Err(Failure::usage(message).hint("leave the name out, or take another directory"));
+    }
+    if let Some(size) = args.options.size.filter(|s| s.0 != manifest.size_bytes) {
+        let (is, wanted) = (manifest.size_bytes, size.0);
+        let message = format!("the session is there already, with {is} bytes, not {wanted}");
+        return Err(Failure::usage(message).hint("a size is chosen when a session begins"));
+    }
+    Ok(())
+}
