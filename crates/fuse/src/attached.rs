@@ -68,21 +68,20 @@ impl Attached {
         let (say, geometry): (Say, _) = (Arc::new(say), device.geometry());
         let place = Place::new(run_dir)?;
         let at = place.mount_point();
-        let server = Server::start(device, &at, place.file_name(), Arc::clone(&say), on_end)?;
+        let started = Server::start(device, &at, place.file_name(), Arc::clone(&say), on_end);
+        let server = match started {
+            Ok(server) => server,
+            Err(error) => return Err(given_up(place, error)),
+        };
         let made = loops::make(&at.join(place.file_name()), geometry.read_only, LOOP_WITHIN);
         // Made or not: with nothing over its file, this ends the server.
         let out = let_go(&at).map_err(AttachError::io("unmounting the FUSE file system"));
         let path = match (made, out) {
             (Ok(path), Ok(())) => path,
-            (made, out) => {
-                let cleared = made.and_then(|path| loops::clear(&path, LOOP_WITHIN));
-                return Err(cleared
-                    .and(out)
-                    .and_then(|()| place.remove())
-                    .err()
-                    .unwrap_or(AttachError::Missing(
-                        "a FUSE file system that can be unmounted",
-                    )));
+            (Err(error), _) => return Err(given_up(place, error)),
+            (Ok(path), Err(error)) => {
+                release(&path, Duration::ZERO, &*say);
+                return Err(given_up(place, error));
             }
         };
         let attached = Self {
@@ -148,6 +147,12 @@ impl Attached {
         }
         true
     }
+}
+
+/// What cannot be removed is left for `stale.rs`; the reason of it all is what is told.
+fn given_up(place: Place, error: AttachError) -> AttachError {
+    drop(place.remove());
+    error
 }
 
 /// Unmounts what is mounted from a loop device, and clears it.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::bytes::{BLOCK, MIB, assert_same, noise};
 use crate::devices::{Devices, gone};
-use crate::rig::{PATIENCE, until};
+use crate::rig::{PATIENCE, said, until};
 use crate::tools::run;
 
 fn write_synced(path: &Path, bytes: &[u8]) {
@@ -409,12 +409,24 @@ fn mistakes_are_refused_before_anything_is_begun() {
     rig.fails(3, "mount base nowhere");
     rig.fails(2, "detach");
     devices.dir("mnt/below");
-    let said = rig.fails(2, "mount base mnt --session mnt/below/not-there/s");
-    assert!(said.contains("would be hidden"), "{said}");
-    let said = rig.fails(1, "mount base mnt --session s");
-    assert!(said.contains("no file system that is known"), "{said}");
+    let refused = rig.fails(2, "mount base mnt --session mnt/below/not-there/s");
+    assert!(refused.contains("would be hidden"), "{refused}");
+    let refused = rig.fails(1, "mount base mnt --session s");
+    assert!(
+        refused.contains("no file system that is known"),
+        "{refused}"
+    );
     devices.assert_nothing_left();
-    rig.ok("detach --stale");
+    // A losetup that fails.
+    let bin = devices.dir("bin");
+    fs::write(bin.join("losetup"), "#!/bin/sh\necho no luck >&2\nexit 1\n").unwrap();
+    fs::set_permissions(bin.join("losetup"), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = rig.command(["attach", "base"]);
+    let output = command.env("PATH", &bin).output().unwrap();
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("losetup: no luck"), "{told}");
+    devices.assert_nothing_left();
 }
 
 #[test]
