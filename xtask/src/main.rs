@@ -5,6 +5,7 @@
 //! bench        criterion -> a summary       bench peers   fio -> a table
 //! fuzz         cargo-fuzz
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
+//! footprint    a guest that writes for ever, gc, compact -> bytes on disk, bytes written
 //! history      a session -> 10,000 snapshots -> bytes, look-ups
 //! ```
 //!
@@ -18,6 +19,7 @@
 )]
 
 mod bench;
+mod footprint;
 mod fuzz;
 mod history;
 mod machine;
@@ -37,7 +39,8 @@ cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
-cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE";
+cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
+cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +61,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
+        ["footprint", rest @ ..] => footprint::run(rest)?,
         ["soak", rest @ ..] => soak::run(rest)?,
         ["history", rest @ ..] => history::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),

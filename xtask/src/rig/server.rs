@@ -75,7 +75,8 @@ impl Server {
 
     /// All bytes of the device, through a connection of its own.
     pub(crate) fn read_all(&self) -> Result<Vec<u8>> {
-        read_all(&mut self.client()?)
+        let read = read_all(&mut self.client()?);
+        read.with_context(|| format!("the server says: {:?}", self.said()))
     }
 
     pub(crate) fn pid(&self) -> u32 {

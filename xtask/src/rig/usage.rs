@@ -58,6 +58,22 @@ pub(crate) fn threads_named(pid: u32, name: &str) -> Result<usize> {
     Ok(names.filter(|found| found.trim() == name).count())
 }
 
+/// What the files take on disk that a process has open, and that are removed from below a directory.
+pub(crate) fn removed_bytes(pid: u32, below: &Path) -> Result<u64> {
+    let mut held = std::collections::BTreeMap::new();
+    for fd in list(&format!("/proc/{pid}/fd"))? {
+        let Ok(target) = std::fs::read_link(&fd) else {
+            continue;
+        };
+        let is_removed = target.to_string_lossy().ends_with(" (deleted)");
+        if is_removed && target.starts_with(below) {
+            // Through the link, also where it leads nowhere.
+            held.extend(fd.metadata().map(|m| (m.ino(), m.blocks() * 512)));
+        }
+    }
+    Ok(held.into_values().sum())
+}
+
 fn list(dir: &str) -> Result<Vec<std::path::PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| dir.to_owned())?;
     Ok(entries.filter_map(|e| Some(e.ok()?.path())).collect())
