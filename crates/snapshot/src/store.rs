@@ -20,6 +20,8 @@
 //! Left out: which objects are still needed (`gc.rs`).
 
 mod open;
+mod removed;
+mod resolve;
 
 use std::fmt;
 use std::io;
@@ -126,20 +128,6 @@ impl Store {
     /// `NoSpace`, `Io`.
     pub fn lease(&self) -> Result<Lease, StoreError> {
         Lease::take(&self.leases, self.host.new_uuid())
-    }
-
-    /// The header that a name stands for, protected until the lease is dropped, whatever becomes of
-    /// the name.
-    ///
-    /// # Errors
-    /// As [`Store::resolve`], and [`Store::lease`].
-    pub fn resolve_leased(&self, name: &SnapshotName) -> Result<(Arc<Header>, Lease), StoreError> {
-        let roots = RootLock::take(&self.leases)?;
-        let record = self.record(name)?;
-        let lease = Lease::take_under(&roots, &self.leases, self.host.new_uuid())?;
-        lease.protect(Protected::Header(record.header))?;
-        drop(roots);
-        Ok((self.open_recorded(&record)?, lease))
     }
 
     /// Begins a layer.
@@ -354,36 +342,6 @@ impl Store {
         }
         pending.commit_over(self.snapshots.as_ref(), name.as_str())?;
         Ok(true)
-    }
-
-    /// The header that a name stands for.
-    ///
-    /// # Errors
-    /// `NotFound`; `Corrupt` where record or header are damaged, `Version`, `Io`.
-    pub fn resolve(&self, name: &SnapshotName) -> Result<Arc<Header>, StoreError> {
-        let mut record = self.record(name)?;
-        loop {
-            let damage = match self.open_recorded(&record) {
-                Err(error @ StoreError::Corrupt { .. }) => error,
-                other => return other,
-            };
-            // Replaced or removed since, what it stood for may have been collected.
-            let now = self.record(name)?;
-            if now == record {
-                return Err(damage);
-            }
-            record = now;
-        }
-    }
-
-    pub(crate) fn open_recorded(&self, record: &Record) -> Result<Arc<Header>, StoreError> {
-        let header = self.open_header(record.header)?;
-        if Record::of(&header) != *record {
-            self.nodes.forget(record.header);
-            let why = "the header is not the one that was committed under this name";
-            return Err(ObjectError::damaged("the metadata", why).of(object_name(record.header)));
-        }
-        Ok(header)
     }
 
     /// Is there a snapshot of this name, damaged or not?

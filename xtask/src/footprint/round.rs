@@ -22,6 +22,9 @@ use crate::rig::usage::{du, removed_bytes};
 /// The store is looked at so often for its peak.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// A server closes what is removed within so long.
+const ROOM_WITHIN: Duration = Duration::from_secs(5);
+
 /// What one round came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Round {
@@ -111,12 +114,13 @@ impl<'a> Stage<'a> {
         std::thread::scope(|scope| {
             let watching = scope.spawn(|| watch(&store, pid, &done));
             let round = self.round_unwatched(guest, number);
+            let held = wait_for_room(pid, &store);
             done.store(true, Ordering::Relaxed);
             let peak = watching.join().expect("it only looks at files");
             let mut round = round?;
             round.live_bytes = guest.live_bytes();
             round.store_bytes = du(&store).disk_bytes;
-            round.held_bytes = removed_bytes(pid, &store)?;
+            round.held_bytes = held?;
             round.peak_bytes = peak.max(round.store_bytes + round.held_bytes);
             Ok(round)
         })
@@ -158,6 +162,18 @@ impl<'a> Stage<'a> {
     pub(super) fn end(self) -> Result<()> {
         drop(self.client);
         self.server.end()
+    }
+}
+
+/// What is removed and still open, once a server has had the time to close it.
+fn wait_for_room(pid: u32, store: &Path) -> Result<u64> {
+    let give_up = Instant::now() + ROOM_WITHIN;
+    loop {
+        let held = removed_bytes(pid, store)?;
+        if held == 0 || Instant::now() > give_up {
+            return Ok(held);
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

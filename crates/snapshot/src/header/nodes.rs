@@ -91,6 +91,11 @@ impl Nodes {
         self.open.remove(&id);
     }
 
+    /// Closes the header objects of which this is not true.
+    pub(crate) fn retain(&self, is: impl Fn(HeaderId) -> bool) {
+        self.open.retain(|id, _| is(*id));
+    }
+
     fn read(&self, ptr: &NodePtr) -> Result<Node, StoreError> {
         self.reads.nodes.one();
         self.read_in(ptr.header, |file| read_from(file, ptr))

@@ -362,6 +362,11 @@ impl Session {
         Ok(())
     }
 
+    /// Closes what the store has removed, so that its room is free.
+    pub fn let_go_of_removed(&self) {
+        self.store.let_go_of_removed();
+    }
+
     /// Shortens the journal now, however long it is.
     ///
     /// # Errors

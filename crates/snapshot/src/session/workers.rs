@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cowslip_block::DeviceError;
 
@@ -93,6 +93,7 @@ fn kind_of(error: &SealError) -> io::ErrorKind {
 fn run_tidy(session: &Session, say: &dyn Fn(&str)) {
     let mut said = None;
     let mut went_over = None;
+    let mut let_go = Instant::now();
     while !session.is_stopping() {
         if let Err(error) = session.tidy()
             && said.replace(error.kind()) != Some(error.kind())
@@ -106,6 +107,11 @@ fn run_tidy(session: &Session, say: &dyn Fn(&str)) {
                     "going over to the compacted base will be tried again: {error}"
                 ));
             }
+        }
+        // Also while there is much to do, no more often than this.
+        if let_go.elapsed() >= TIDY_EVERY {
+            session.let_go_of_removed();
+            let_go = Instant::now();
         }
         session.wait_for_work(TIDY_EVERY);
     }

@@ -13,7 +13,8 @@ use cowslip_snapshot::verify::verify;
 use cowslip_snapshot::{Caches, Store, StoreError};
 use proptest::prelude::*;
 
-use crate::session_world::{BLOCK, BootHost, Oracle, Step, World, fresh, name};
+use crate::rig::temp_dir;
+use crate::session_world::{BLOCK, BootHost, Oracle, SIZE_BYTES, Step, World, fresh, name};
 
 pub(crate) fn gc(store: &Store) -> Collected {
     collect(store, false, &|_| false, &mut |_, _| {}).unwrap()
@@ -176,6 +177,46 @@ fn a_damaged_root_stops_the_collection_before_anything_is_removed() {
         assert_eq!(objects(&*disk.root()), before);
         file.write_at(&byte, at).unwrap();
     }
+}
+
+/// What this process has open of a store, by its path; removed or not.
+fn open_objects(store: &str) -> Vec<String> {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    let links = links.map(|link| link.to_string_lossy().into_owned());
+    let kinds = ["layers", "headers"].map(|kind| format!("{store}/{kind}/"));
+    links
+        .filter(|link| kinds.iter().any(|kind| link.starts_with(kind)))
+        .collect()
+}
+
+#[test]
+fn what_was_removed_does_not_stay_open() {
+    let temp = temp_dir();
+    let root = RealDir::open(temp.path()).unwrap();
+    let mut world = World::create(&root, 1);
+    let mut oracle = Oracle::new();
+    for text in ["one", "two"] {
+        step(&mut world, &mut oracle, &[write(0, SIZE_BYTES)]);
+        step(&mut world, &mut oracle, &[Step::Freeze(text), Step::Seal]);
+        // Opens what it reads from.
+        world.read();
+    }
+    let removed = || {
+        let open = open_objects(temp.path().join("store").to_str().unwrap());
+        assert!(!open.is_empty(), "what is needed stays open");
+        open.iter().filter(|o| o.ends_with(" (deleted)")).count()
+    };
+    world.store.remove(&name("base")).unwrap();
+    world.store.remove(&name("one")).unwrap();
+    // By another process, say.
+    let dir = root.open_dir("store").unwrap();
+    let other = Store::open(&*dir, BootHost::new(1), Caches::default()).unwrap();
+    gc(&other);
+    assert!(removed() > 0, "the first snapshot was open");
+    world.session.let_go_of_removed();
+    assert_eq!(removed(), 0);
+    assert!(world.read() == oracle.image());
 }
 
 #[test]
