@@ -56,15 +56,13 @@ impl Collected {
 
 /// Removes what no root reaches; with `dry_run`, says only what that is.
 ///
-/// `is_dead` is asked of each temporary session whether its server is gone; such a session will never
-/// be opened again, and is forgotten. `progress` is told how many headers have been marked.
+/// A temporary session whose server is gone will never be opened again, and is forgotten. `progress` is told how many headers have been marked.
 ///
 /// # Errors
 /// `Corrupt` where a root is damaged: nothing has been removed then. `Io`.
 pub fn collect(
     store: &Store,
     dry_run: bool,
-    is_dead: &dyn Fn(&SessionRecord) -> bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Collected, StoreError> {
     let dirs = store.dirs();
@@ -73,7 +71,7 @@ pub fn collect(
         (Kind::Header, list(dirs.headers, "headers")?),
         (Kind::Pending, list(dirs.tmp, "tmp")?),
     ];
-    let (roots, marked) = mark_all(store, &mut || read_roots(store, dry_run, is_dead), progress)?;
+    let (roots, marked) = mark_all(store, &mut || read_roots(store, dry_run), progress)?;
     let mut collected = Collected::default();
     for (kind, names) in listed {
         let (dir, label) = match kind {
@@ -134,11 +132,7 @@ struct Roots {
     alive: HashSet<Uuid>,
 }
 
-fn read_roots(
-    store: &Store,
-    dry_run: bool,
-    is_dead: &dyn Fn(&SessionRecord) -> bool,
-) -> Result<Roots, StoreError> {
+fn read_roots(store: &Store, dry_run: bool) -> Result<Roots, StoreError> {
     let dirs = store.dirs();
     let lock = RootLock::take(dirs.leases)?;
     let mut roots = Roots::default();
@@ -162,7 +156,8 @@ fn read_roots(
         roots.headers.insert(listed.stands_for?.header);
     }
     for record in SessionRecord::list(&**dirs.sessions)? {
-        if record.temporary && is_dead(&record) {
+        // Its server holds a lease of the same id from before the record is there.
+        if record.temporary && !roots.alive.contains(&record.id) {
             if !dry_run {
                 SessionRecord::remove(record.id, &lock, dirs.sessions)?;
             }

@@ -501,6 +501,12 @@ impl Store {
         }
     }
 
+    /// The life of a temporary session: its record counts as long as this is held, whatever can be
+    /// seen of its directory.
+    pub(crate) fn lease_session(&self, id: Uuid) -> Result<Lease, StoreError> {
+        Lease::take(&self.leases, id)
+    }
+
     /// Forgets a session: nothing is kept for it any more.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use cowslip_snapshot::store::Store;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Context, sessions};
+use super::Context;
 use crate::args;
 use crate::failure::{Failure, Kind};
 use crate::report::{Unit, advance, bytes, complain};
@@ -109,7 +109,6 @@ pub(super) fn run(context: &Context, args: &args::Compact) -> Result<(), Failure
         survey(&store, &options, &progress)
     } else {
         let around = Around {
-            is_dead: &sessions::is_dead,
             moved: &|moved| go_over_all(&store, moved, &stop),
             progress: &progress,
         };

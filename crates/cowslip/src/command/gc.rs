@@ -3,7 +3,7 @@
 use cowslip_snapshot::gc::collect;
 use serde::Serialize;
 
-use super::{Context, sessions};
+use super::Context;
 use crate::args::Gc;
 use crate::failure::Failure;
 use crate::report::{Unit, advance, bytes};
@@ -33,14 +33,9 @@ impl<'a> Object<'a> {
 pub(super) fn run(context: &Context, args: &Gc) -> Result<(), Failure> {
     let store = context.store()?;
     let bar = context.report.progress("marking", Unit::Snapshots);
-    let collected = collect(
-        &store,
-        args.dry_run,
-        &sessions::is_dead,
-        &mut |done, total| {
-            advance(&bar, done, total);
-        },
-    );
+    let collected = collect(&store, args.dry_run, &mut |done, total| {
+        advance(&bar, done, total);
+    });
     bar.finish_and_clear();
     let collected = collected.map_err(|e| {
         let failure = Failure::from(e);

@@ -138,8 +138,3 @@ fn state_of(record: &SessionRecord) -> State {
         Err(_) => State::Missing,
     }
 }
-
-/// A temporary session ends with its server: nobody has the lock of one that is dead.
-pub(super) fn is_dead(record: &SessionRecord) -> bool {
-    state_of(record) != State::Served
-}

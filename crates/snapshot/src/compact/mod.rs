@@ -75,8 +75,6 @@ pub enum Progress {
 
 /// What surrounds a store.
 pub struct Around<'a> {
-    /// As for [`gc::collect`].
-    pub is_dead: &'a dyn Fn(&SessionRecord) -> bool,
     /// Told of the sessions that have a new header: those that nobody serves can be made to go over to it
     /// ([`crate::session::go_over`]); those that are served do so by themselves.
     pub moved: &'a dyn Fn(&[SessionRecord]),
@@ -401,7 +399,7 @@ impl Run<'_> {
 
     fn collect(&mut self) -> Result<(), StoreError> {
         let nothing = &mut |_, _| {};
-        let collected: Collected = gc::collect(self.store, false, self.around.is_dead, nothing)?;
+        let collected: Collected = gc::collect(self.store, false, nothing)?;
         self.result.removed_objects += collected.removed.len() as u64;
         self.result.removed_bytes += collected.removed_bytes();
         Ok(())

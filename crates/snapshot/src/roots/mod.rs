@@ -6,6 +6,8 @@
 //! | a lease          | `leases/<uuid>`        | what one running operation writes or reads | with its process, at the latest |
 //! | a session        | `sessions/<uuid>`      | what the session is based on | when it is forgotten          |
 //!
+//! A temporary session holds a lease of its own id as well, and its record counts as long as that does.
+//!
 //! A lease is alive while somebody holds the lock on its file, however old it is; a session is kept
 //! also when its directory cannot be found: it may have been moved away, and come back.
 //!

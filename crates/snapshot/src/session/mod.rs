@@ -63,7 +63,7 @@ use crate::header::Header;
 use crate::host::Host;
 use crate::ids::{HeaderId, SnapshotName};
 use crate::image::Image;
-use crate::roots::SessionRecord;
+use crate::roots::{Lease, SessionRecord};
 use crate::store::Store;
 
 /// An open session.
@@ -81,6 +81,8 @@ pub struct Session {
     changing: Mutex<()>,
     queued: Condvar,
     stopping: AtomicBool,
+    /// Of a temporary session: the store keeps its record as long as this is held.
+    _life: Option<Lease>,
     _lock: Box<dyn Lock>,
 }
 
@@ -173,9 +175,13 @@ impl Session {
         refuse_foreign(&*around.dir)?;
         remove_unlisted(&*around.dir, &[], geometry.block_size)?;
         let record = around.record(around.host.new_uuid(), vec![base.id()]);
+        let life = match around.temporary {
+            true => Some(around.store.lease_session(record.id)?),
+            false => None,
+        };
         around.store.put_session(&record)?;
         let (store, id) = (Arc::clone(&around.store), record.id);
-        Self::begin(around, name, base, geometry, lock, record).inspect_err(|_| {
+        Self::begin(around, name, base, geometry, (lock, life), record).inspect_err(|_| {
             // Nothing to keep anything for. Where this fails too, the user is shown it as missing.
             drop(store.forget_session(id));
         })
@@ -187,7 +193,7 @@ impl Session {
         name: &SnapshotName,
         base: Arc<Header>,
         geometry: Geometry,
-        lock: Box<dyn Lock>,
+        (lock, life): (Box<dyn Lock>, Option<Lease>),
         record: SessionRecord,
     ) -> Result<Self, SessionError> {
         let manifest = Manifest {
@@ -239,6 +245,7 @@ impl Session {
             changing: Mutex::new(()),
             queued: Condvar::new(),
             stopping: AtomicBool::new(false),
+            _life: life,
             _lock: lock,
         })
     }
@@ -304,6 +311,7 @@ impl Session {
             changing: Mutex::new(()),
             queued: Condvar::new(),
             stopping: AtomicBool::new(false),
+            _life: None,
             _lock: lock,
         })
     }

@@ -35,7 +35,6 @@ fn options(policy: Policy) -> Options {
 
 fn around<'a>(progress: &'a dyn Fn(Progress) -> bool) -> Around<'a> {
     Around {
-        is_dead: &|_| false,
         moved: &|_| {},
         progress,
     }
@@ -341,7 +340,7 @@ fn what_is_being_read_is_not_taken_away() {
     assert_ne!(reader.resolve(&name("next")).unwrap().id(), before);
     assert!(verify(&reader, &header, &mut |_, _| ()).unwrap().is_whole());
     drop(lease);
-    collect(&fleet.rig.store, false, &|_| false, &mut |_, _| ()).unwrap();
+    collect(&fleet.rig.store, false, &mut |_, _| ()).unwrap();
     assert!(fleet.rig.reopened().find_header(before).unwrap().is_none());
     fleet.check();
 }

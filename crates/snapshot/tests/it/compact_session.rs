@@ -56,7 +56,7 @@ fn a_session_that_is_served_goes_over_by_itself() {
     assert!(!world.session.go_over().unwrap());
     assert!(world.read() == oracle.image());
     assert_eq!(record(&world.store).headers, [told.moved.unwrap()]);
-    collect(&world.store, false, &|_| false, &mut |_, _| ()).unwrap();
+    collect(&world.store, false, &mut |_, _| ()).unwrap();
     assert!(world.store.find_header(old).unwrap().is_none());
     assert!(world.read() == oracle.image());
     // And the next snapshot is made over the new one.
@@ -112,7 +112,7 @@ fn a_session_at_rest_is_made_to_go_over_or_does_when_it_is_open() {
         let world = World::open(&*disk.root(), 1).unwrap();
         assert_eq!(world.session.go_over().unwrap(), !by_hand);
         assert_eq!(record(&world.store).headers, [told.moved.unwrap()]);
-        collect(&world.store, false, &|_| false, &mut |_, _| ()).unwrap();
+        collect(&world.store, false, &mut |_, _| ()).unwrap();
         assert!(world.store.find_header(old).unwrap().is_none());
         assert!(world.read() == oracle.image());
         // Nobody's business while it is open.

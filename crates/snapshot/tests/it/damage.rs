@@ -551,9 +551,9 @@ fn what_is_collected_meanwhile_is_no_damage() {
                 for name in [one, two] {
                     maker.store.remove(&name.parse().unwrap()).unwrap();
                 }
-                collect(&maker.store, false, &|_| false, &mut |_, _| {}).unwrap();
+                collect(&maker.store, false, &mut |_, _| {}).unwrap();
                 maker.store.forget_session(Uuid::from_u128(7)).unwrap();
-                collect(&maker.store, false, &|_| false, &mut |_, _| {}).unwrap();
+                collect(&maker.store, false, &mut |_, _| {}).unwrap();
             }
             done.store(true, Ordering::Relaxed);
         });

@@ -17,7 +17,7 @@ use crate::rig::temp_dir;
 use crate::session_world::{BLOCK, BootHost, Oracle, SIZE_BYTES, Step, World, fresh, name};
 
 pub(crate) fn gc(store: &Store) -> Collected {
-    collect(store, false, &|_| false, &mut |_, _| {}).unwrap()
+    collect(store, false, &mut |_, _| {}).unwrap()
 }
 
 /// Leaves every layer that can be left.
@@ -34,7 +34,6 @@ fn tighten(store: &Store) {
         step_bytes: 20_000,
     };
     let around = Around {
-        is_dead: &|_| false,
         moved: &|_| {},
         progress: &|_| true,
     };
@@ -87,11 +86,11 @@ fn a_store_without_names_and_sessions_is_empty() {
     drop(world);
     let world = World::open(&*disk.root(), 1).unwrap();
     assert!(world.read() == image);
-    let dry = collect(&world.store, true, &|_| false, &mut |_, _| {}).unwrap();
+    let dry = collect(&world.store, true, &mut |_, _| {}).unwrap();
     assert_eq!(dry.removed, []);
     // The session is forgotten: nothing is left.
     world.session.forget().unwrap();
-    let dry = collect(&world.store, true, &|_| false, &mut |_, _| {}).unwrap();
+    let dry = collect(&world.store, true, &mut |_, _| {}).unwrap();
     assert!(!dry.removed.is_empty());
     assert!(
         !objects(&*disk.root()).is_empty(),
@@ -169,7 +168,7 @@ fn a_damaged_root_stops_the_collection_before_anything_is_removed() {
         // A store that has cached nothing.
         let dir = disk.root().open_dir("store").unwrap();
         let store = Store::open(&*dir, BootHost::new(1), Caches::default()).unwrap();
-        let error = collect(&store, false, &|_| false, &mut |_, _| {});
+        let error = collect(&store, false, &mut |_, _| {});
         assert!(
             matches!(error, Err(StoreError::Corrupt { .. })),
             "byte {at}: {error:?}"
@@ -243,7 +242,7 @@ fn a_root_that_another_collection_was_faster_to_remove_is_no_damage() {
             removed = Some(gc(&store).removed.len());
         }
     };
-    collect(&other, false, &|_| false, &mut meanwhile).unwrap();
+    collect(&other, false, &mut meanwhile).unwrap();
     assert!(removed > Some(0), "{removed:?}");
     assert_eq!(
         gc(&store).removed,
@@ -270,11 +269,43 @@ fn a_temporary_session_ends_with_its_server() {
     world.session.forget().unwrap();
     world.store.remove(&name("base")).unwrap();
     assert_eq!(gc(&world.store).removed, []);
-    let temporary = &|r: &cowslip_snapshot::roots::SessionRecord| r.path.ends_with("temporary");
     drop(session);
-    let removed = collect(&world.store, false, temporary, &mut |_, _| {}).unwrap();
-    assert_eq!(removed.removed.len(), 2);
+    assert_eq!(gc(&world.store).removed.len(), 2);
     assert!(world.store.sessions().unwrap().is_empty());
+}
+
+/// From its very beginning, whatever a collection beside it sees of its directory.
+#[test]
+fn a_temporary_session_is_kept_as_long_as_it_lives() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = RealDir::open(temp.path()).unwrap();
+    let world = World::create(&root, 1);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                gc(&world.store);
+            }
+        });
+        for n in 0..50 {
+            let mine = format!("temporary-{n}");
+            root.create_dir(&mine).unwrap();
+            let around = Surroundings {
+                dir: root.open_dir(&mine).unwrap(),
+                path: "nowhere".into(),
+                temporary: true,
+                store: Arc::clone(&world.store),
+                store_path: "store".into(),
+                host: BootHost::new(1),
+                say: Box::new(|_| {}),
+            };
+            let _session = Session::create(around, &name("base"), None).unwrap();
+            gc(&world.store);
+            let known = world.store.sessions().unwrap();
+            assert_eq!(known.iter().filter(|r| r.temporary).count(), 1, "{n}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
 
 /// The collector fails, or is killed, at every call: nothing that is needed is gone, and the next
@@ -305,7 +336,7 @@ fn a_collection_that_is_cut_short_harms_nothing() {
             step(&mut world, &mut oracle, &[Step::Freeze("two"), Step::Seal]);
             world.store.remove(&name("one")).unwrap();
             faults.add(Rule::every(call, EIO).after(after));
-            drop(collect(&world.store, false, &|_| false, &mut |_, _| {}));
+            drop(collect(&world.store, false, &mut |_, _| {}));
             faults.clear();
             assert!(world.read() == oracle.image());
             gc(&world.store);

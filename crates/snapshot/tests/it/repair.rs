@@ -361,7 +361,7 @@ fn a_name_that_is_gone_is_taken_from_another_store_with_all_that_it_needs() {
     for id in store.sessions().unwrap() {
         store.forget_session(id.id).unwrap();
     }
-    collect(&store, false, &|_| false, &mut |_, _| {}).unwrap();
+    collect(&store, false, &mut |_, _| {}).unwrap();
     assert_eq!(place.files().len(), 1);
     let other = Place::of(&made.files).open().unwrap();
     let names: [SnapshotName; 1] = ["three".parse().unwrap()];
