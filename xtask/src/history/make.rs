@@ -133,7 +133,6 @@ fn compact_auto(store: &Store, session: &Session) -> Result<Option<Compaction>> 
         step_bytes: 4 << 30,
     };
     let around = Around {
-        is_dead: &|_| false,
         moved: &|_| drop(session.go_over()),
         progress: &|_| true,
     };
