@@ -7,12 +7,14 @@
 //! | [`layer`] | a layer object |
 //! | [`journal`] | the journal and the checkpoint of a cache |
 //! | [`nbd`] | all that an NBD client sends |
+//! | [`ext4`] | some blocks of an ext4 file system |
 //!
 //! `run` must neither panic nor hang nor allocate beyond reason. Checksums would keep a fuzzer at
 //! the door for ever, so a first byte says whether `run` makes them right before it goes in: both
 //! ways are tried. Run one with `cargo xtask fuzz TARGET`; `cargo run --example seeds` writes
 //! `seeds/` again.
 
+pub mod ext4;
 pub mod header;
 pub mod input;
 pub mod journal;
@@ -23,11 +25,12 @@ pub mod nbd;
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("header", header::run, header::seeds),
     ("layer", layer::run, layer::seeds),
     ("journal", journal::run, journal::seeds),
     ("nbd", nbd::run, nbd::seeds),
+    ("ext4", ext4::run, ext4::seeds),
 ];
 
 #[cfg(test)]

@@ -67,10 +67,10 @@ fn is_root() -> bool {
 /// What the tests need.
 pub(crate) const TESTS: &[Need] = &[
     need(
-        "mkfs.ext4, e2fsck",
+        "mkfs.ext4, e2fsck, debugfs, dumpe2fs",
         Some("e2fsprogs"),
-        || all(&["mkfs.ext4", "e2fsck"]),
-        "ext4 in an export, the demo",
+        || all(&["mkfs.ext4", "e2fsck", "debugfs", "dumpe2fs"]),
+        "ext4 in an export, the demo, the reader of ext4",
     ),
     need(
         "qemu-img, qemu-io",
@@ -106,7 +106,7 @@ pub(crate) const TESTS: &[Need] = &[
         "mount, umount, losetup",
         Some("mount"),
         || all(&["mount", "umount", "losetup"]),
-        "mkfs through FUSE, block devices",
+        "mkfs through FUSE, block devices, ext4 in use",
     ),
     need(
         "blkid, blkdiscard, fallocate, fstrim",

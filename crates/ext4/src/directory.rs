@@ -68,6 +68,24 @@ fn entry_bytes(stored: u16, block_bytes: usize) -> usize {
     }
 }
 
+/// Does the checksum of a block match: that of entries at its end, or that of a hash tree after the room for its entries?
+fn checksum_matches(block: &[u8], seed: u32) -> bool {
+    let f = Fields(block);
+    let end = block.len() - TAIL_BYTES;
+    let tail = f.from(end);
+    if tail.le32(0) == 0 && tail.le16(4) == 12 && tail.u8(7) == TAIL_KIND {
+        return tail.le32(8) == crc32c(seed, &block[..end]);
+    }
+    let first = entry_bytes(f.le16(4), block.len());
+    // A node is one empty entry; the root has `.` and `..` and says how it hashes.
+    let at = if first == block.len() { HEAD_BYTES } else { 32 };
+    let (room, used) = (usize::from(f.le16(at)), usize::from(f.le16(at + 2)));
+    let (tail, end) = (f.from(at + room * 8), at + used * 8);
+    let fits = used <= room && at + room * 8 + 8 <= block.len();
+    let parts = [f.slice(0, end), tail.slice(0, 4), &[0; 4]];
+    fits && tail.le32(4) == parts.iter().fold(seed, |crc, part| crc32c(crc, part))
+}
+
 impl FileSystem<'_> {
     /// The entries of a directory, `.` and `..` included where they are stored, and what is wrong with it.
     ///
@@ -157,14 +175,9 @@ impl FileSystem<'_> {
                 format!("directory {}: block {at}: {what}", inode.number)
             });
         };
-        let end = block.len() - TAIL_BYTES;
-        let tail = Fields(block).from(end);
-        let has_tail = tail.le32(0) == 0 && tail.le16(4) == 12 && tail.u8(7) == TAIL_KIND;
-        if sb.features.has(Feature::METADATA_CSUM) && has_tail {
-            let crc = crc32c(inode.checksum_seed(sb), &block[..end]);
-            if crc != tail.le32(8) {
-                tell("its checksum does not match");
-            }
+        let has_checksums = sb.features.has(Feature::METADATA_CSUM);
+        if has_checksums && !checksum_matches(block, inode.checksum_seed(sb)) {
+            tell("its checksum does not match");
         }
         if let Some(at) = entries(block, each) {
             tell(&format!("no entry at byte {at}"));

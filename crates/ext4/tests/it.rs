@@ -1,4 +1,10 @@
 //! Real file systems, made by e2fsprogs and by the kernel; see the modules in `it/`.
 
 #[cfg(test)]
-mod it {}
+mod it {
+    mod hostile;
+    mod oracle;
+    mod replay;
+    mod rig;
+    mod variants;
+}

@@ -182,8 +182,9 @@ pub(crate) fn read(
         replayed_blocks: 0,
         void_copies: 0,
         fast_commits: 0,
-        live: vec![0..1],
+        live: Vec::new(),
     };
+    journal.live.push(0..1);
     let to_recover = fs.superblock().features.has(Feature::RECOVER) || is_copy;
     if layout.start == 0 || !to_recover {
         return Ok(Some((journal, Overlay::new())));

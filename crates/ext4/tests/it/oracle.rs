@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use cowslip_ext4::Owner;
 
-use crate::rig::{Image, run};
+use super::rig::{Image, run};
 
 /// What they say of some blocks.
 pub(crate) struct Oracle {
@@ -55,7 +55,12 @@ impl Oracle {
         assert_eq!(found.len(), blocks.len(), "{said}");
         let inodes: BTreeSet<u32> = found.values().filter_map(|(inode, _)| *inode).collect();
         let (layout, boot) = layout(image);
-        Self { blocks: found, inodes: stats(image, &inodes), layout, boot }
+        Self {
+            blocks: found,
+            inodes: stats(image, &inodes),
+            layout,
+            boot,
+        }
     }
 
     /// Is this what they say of a block?
@@ -102,14 +107,17 @@ fn stats(image: &Image, inodes: &BTreeSet<u32>) -> BTreeMap<u32, Stat> {
     let mut all: BTreeMap<u32, Stat> = BTreeMap::new();
     let mut at = 0;
     for line in image.debugfs(false, &commands).lines() {
-        let after = |what: &str| {
+        let after = |what: &str| -> Option<String> {
             let rest = line.split_once(what)?.1.trim_start();
             Some(rest.split_whitespace().next().unwrap_or("").to_owned())
         };
         if let Some((number, path)) = line.split_once('\t')
             && let Ok(number) = number.parse::<u32>()
         {
-            all.entry(number).or_default().paths.insert(path.trim_end().replacen("//", "/", 1));
+            all.entry(number)
+                .or_default()
+                .paths
+                .insert(path.trim_end().replacen("//", "/", 1));
             continue;
         }
         if line.starts_with("Inode: ") {
@@ -152,7 +160,11 @@ fn layout(image: &Image) -> (Vec<(u64, u64, Owner)>, u64) {
         };
         let Some(from) = number(text) else { return };
         let to = text.split_once('-').and_then(|(before, to)| {
-            before.chars().all(|c| c.is_ascii_digit()).then(|| number(to)).flatten()
+            before
+                .chars()
+                .all(|c| c.is_ascii_digit())
+                .then(|| number(to))
+                .flatten()
         });
         layout.push((from, to.unwrap_or(from), owner));
     };
@@ -172,7 +184,12 @@ fn layout(image: &Image) -> (Vec<(u64, u64, Owner)>, u64) {
             }
         }
         if let Some((_, rest)) = line.split_once("Primary superblock at ") {
-            boot = rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+            boot = rest
+                .chars()
+                .take_while(char::is_ascii_digit)
+                .collect::<String>()
+                .parse()
+                .unwrap();
         }
     }
     assert!(layout.len() > 3, "{said}");

@@ -41,12 +41,18 @@ pub(crate) fn try_run<A: AsRef<OsStr>>(
     args: impl IntoIterator<Item = A>,
 ) -> (i32, String) {
     let mut command = Command::new(tool(name).unwrap());
-    command.args(args).stdin(Stdio::null()).env("E2FSPROGS_FAKE_TIME", "1700000000");
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .env("E2FSPROGS_FAKE_TIME", "1700000000");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let code = output.status.code().unwrap_or(-1);
     if code != 0 {
-        eprintln!("{command:?}: {code}: {}", String::from_utf8_lossy(&output.stderr));
+        eprintln!(
+            "{command:?}: {code}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     (code, said)
 }
@@ -71,7 +77,10 @@ impl Image {
     pub(crate) fn mkfs(size_kib: u64, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
-        std::fs::File::create(&path).unwrap().set_len(size_kib << 10).unwrap();
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(size_kib << 10)
+            .unwrap();
         let id = "c057119b-0000-4000-8000-000000000001";
         let seed = format!("hash_seed={id}");
         let fixed = ["-q", "-F", "-U", id, "-E", &seed];
@@ -96,7 +105,10 @@ impl Image {
     pub(crate) fn fsck(&self, options: &[&str]) {
         let image = self.path.to_str().unwrap();
         let (code, said) = try_run("e2fsck", options.iter().copied().chain([image]));
-        assert!((0..=1).contains(&code), "e2fsck {options:?}: {code}: {said}");
+        assert!(
+            (0..=1).contains(&code),
+            "e2fsck {options:?}: {code}: {said}"
+        );
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -132,7 +144,10 @@ pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 }
@@ -140,7 +155,11 @@ impl Random {
 /// A tree with something of everything.
 pub(crate) fn tree(root: &Path) {
     let mut random = Random(7);
-    let mut noise = |len: u64| -> Vec<u8> { (0..len).map(|i| (i % 251) as u8 | 1).collect::<Vec<u8>>() };
+    let noise = |len: u64| {
+        (0..len)
+            .map(|i| (i % 251).to_le_bytes()[0] | 1)
+            .collect::<Vec<u8>>()
+    };
     let write = |path: PathBuf, bytes: &[u8]| std::fs::write(path, bytes).unwrap();
     std::fs::create_dir(root).unwrap();
     for dir in 0..12u64 {
@@ -150,7 +169,11 @@ pub(crate) fn tree(root: &Path) {
             let len = random.below(20_000);
             write(dir.join(format!("file{file}")), &noise(len));
         }
-        std::fs::hard_link(dir.join("file3"), root.join(dir.file_name().unwrap()).join("again")).unwrap();
+        std::fs::hard_link(
+            dir.join("file3"),
+            root.join(dir.file_name().unwrap()).join("again"),
+        )
+        .unwrap();
         std::os::unix::fs::symlink("file1", dir.join("short")).unwrap();
         std::os::unix::fs::symlink("x/".repeat(100), dir.join("long")).unwrap();
     }
@@ -165,7 +188,10 @@ pub(crate) fn tree(root: &Path) {
     let big = root.join("big");
     std::fs::create_dir(&big).unwrap();
     for file in 0..1500 {
-        write(big.join(format!("one of many, with a name that takes room {file}")), b"");
+        write(
+            big.join(format!("one of many, with a name that takes room {file}")),
+            b"",
+        );
     }
     let deep = (0..40).fold(root.to_owned(), |path, _| path.join("deeper"));
     std::fs::create_dir_all(&deep).unwrap();
