@@ -29,11 +29,11 @@ printf 'v%.0s' {1..300} > "$dir/value"
 seed 512K -O '^has_journal,^resize_inode' <<< "ea_set -f $dir/value long user.large"
 seed 512K -O '^has_journal,^extent,^64bit,^metadata_csum' <<< "ea_set again user.a b"
 seed 512K -O '^has_journal,inline_data,ea_inode,^resize_inode' <<< "ea_set -f $dir/value short user.large"
-seed 1M -O '^has_journal,bigalloc,meta_bg,^resize_inode,orphan_file,quota' -C 4096 <<< "rm again"
+seed 1M -O '^has_journal,bigalloc,meta_bg,^resize_inode,quota' -C 4096 <<< "rm again"
 # The journal holds a new inode table block, which begins as a block of the journal does, and a revoked one.
 printf '\xc0\x3b\x39\x98' > "$dir/logged"
 head -c 2044 /dev/zero >> "$dir/logged"
-seed 2M -J size=1 -O '^resize_inode' <<< "jo
+seed 3M -J size=1 -O '^resize_inode' <<< "jo
 jw -b 1900-1901 $dir/logged
 jc
 jo

@@ -2,7 +2,7 @@
 //!
 //! An inode lists its blocks in an extent tree (`extents.rs`) or in indirect blocks (`indirect.rs`). Both are walked
 //! here in order of their place in the file, down to the depth that the format allows, and no tree block is followed twice
-//! in a pass ([`Seen`]): a tree that leads in a circle, or that many inodes share, costs one visit and a problem.
+//! in a pass (`Seen`): a tree that leads in a circle, or that many inodes share, costs one visit and a problem.
 
 use roaring::RoaringTreemap;
 
