@@ -130,6 +130,8 @@ pub fn repair(
         false => Some(store.lease()?),
     };
     let mut report = RepairReport::default();
+    // What is damaged again after it was mended is not what this can mend.
+    let mut tried = HashSet::new();
     loop {
         // Fresh eyes: nothing is in its caches.
         let (store, marker) = open()?;
@@ -138,7 +140,7 @@ pub fn repair(
         let only = only_of(&checked, options.names);
         let mut pass = Pass::new(dir, &store, &checked, options.from, lease.as_ref());
         for damage in &checked.report.damage {
-            if is_meant(only.as_ref(), damage) {
+            if is_meant(only.as_ref(), damage) && !tried.contains(&damage.spot) {
                 pass.take(damage);
             }
         }
@@ -149,6 +151,7 @@ pub fn repair(
             .mended
             .extend(mended.into_iter().map(|(_, mended)| mended));
         no_more(&mut checked, &spots);
+        tried.extend(spots);
         if !again || options.dry_run {
             again = put_names(
                 &store,
@@ -285,6 +288,11 @@ fn rest(checked: &Checked, only: Option<&BTreeSet<String>>, report: &mut RepairR
     let all = &checked.report.damage;
     let left = all.iter().filter(|damage| is_meant(only, damage));
     report.left = left.map(|damage| left_of(checked, damage)).collect();
+    let places = report.left.iter().map(|left| &left.damage);
+    let places: HashSet<_> = places.map(|d| (&d.object, &d.place)).collect();
+    report
+        .mended
+        .retain(|mended| !places.contains(&(&mended.object, &mended.place)));
     report.left_count = match only {
         None => checked.report.damaged,
         Some(_) => report.left.len() as u64,

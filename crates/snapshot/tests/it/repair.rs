@@ -410,6 +410,19 @@ fn an_object_of_another_history_is_not_taken() {
     assert!(place.read(&path).is_none());
 }
 
+/// The ids are the same here, as they never are.
+#[test]
+fn a_frame_of_another_layer_of_the_same_id_is_not_taken() {
+    let [ours, theirs] = [3, 4].map(|seed| forks(&[("a", &[(10, noise(seed, 4 * BLOCK))])]));
+    let layer = ours.layer("a");
+    assert_eq!(theirs.layer("a"), layer);
+    let damaged = flipped(&ours.made.files[&layer], 3);
+    ours.place.write(&layer, Some(&damaged));
+    let report = mend_with(&ours.place, from(&theirs.place.open().unwrap()));
+    assert!(report.mended.is_empty() && !report.is_whole(), "{report:?}");
+    assert!(ours.place.read(&layer).unwrap() == damaged);
+}
+
 /// The same header object, created a millisecond later.
 fn recreated(object: &[u8]) -> Vec<u8> {
     const FOOTER: usize = 32;
