@@ -49,7 +49,7 @@ use crate::roots::lease::Protected;
 use crate::roots::{Lease, RootLock, SessionRecord};
 use crate::store::{StandsFor, Store};
 
-const LOCK: &str = "compact.lock";
+pub(crate) const LOCK: &str = "compact.lock";
 
 /// What is to be done.
 #[derive(Clone, Debug)]

@@ -29,6 +29,8 @@ use crate::roots::SessionRecord;
 use crate::roots::lease::Lease;
 use crate::store::{Caches, STORE_ENTRIES, Store};
 
+/// Files in `leases/` that stand for locks.
+const LOCKS: [&str; 2] = [crate::roots::LOCK, crate::compact::LOCK];
 /// Files that are listed as none of ours.
 const FOREIGN_LISTED_MAX: usize = 1000;
 
@@ -239,7 +241,7 @@ impl Listing {
             }
         }
         for name in names_in(&**dirs.leases, "leases")? {
-            if canonical(&name).is_none() && name != crate::roots::LOCK {
+            if canonical(&name).is_none() && !LOCKS.contains(&name.as_str()) {
                 self.foreign(format!("leases/{name}"));
             }
         }

@@ -523,6 +523,9 @@ fn files_of_others_are_listed_and_are_no_damage() {
         place.write(path, Some(b"?"));
     }
     place.write(&format!("tmp/{id}.3"), Some(b"half an object"));
+    for lock in ["leases/roots.lock", "leases/compact.lock"] {
+        place.write(lock, Some(b""));
+    }
     place.write(&format!("leases/{id}"), Some(b"layer "));
     place.write(&format!("sessions/{id}.new"), Some(b"{"));
     let mut report = place.verify();
