@@ -28,7 +28,7 @@ use std::io;
 use std::sync::Arc;
 
 use cowslip_block::BlockSize;
-use cowslip_block::files::{Access, Dir, read_all};
+use cowslip_block::files::{Access, Dir};
 use uuid::Uuid;
 
 use crate::caches::{Frames, OpenLayers};
@@ -409,37 +409,6 @@ impl Store {
         let file = self.snapshots.open(name.as_str(), Access::Read);
         let file = file.map_err(|e| absent_or_io(name, "opening", e))?;
         Record::read(file.as_ref(), name).map_err(|e| e.of(record_name(name)))
-    }
-
-    /// The bytes of a record, whatever they are.
-    pub(crate) fn record_bytes(&self, name: &SnapshotName) -> Result<Vec<u8>, StoreError> {
-        let file = self.snapshots.open(name.as_str(), Access::Read);
-        let bytes = file.and_then(|file| read_all(&*file, record::RECORD_BYTES as u64));
-        bytes.map_err(|e| absent_or_io(name, "reading", e))
-    }
-
-    /// Puts a record, whose header is there, in the place of a damaged one or of none; not where
-    /// somebody was faster.
-    pub(crate) fn put_record(
-        &self,
-        lease: &Lease,
-        name: &SnapshotName,
-        bytes: &[u8],
-    ) -> Result<bool, StoreError> {
-        let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(bytes)?;
-        let _roots = RootLock::take(&self.leases)?;
-        let put = match self.record(name) {
-            Ok(_) => return Ok(false),
-            Err(StoreError::NotFound { .. }) => {
-                pending.commit_new(self.snapshots.as_ref(), name.as_str())
-            }
-            Err(_) => pending.commit_over(self.snapshots.as_ref(), name.as_str()),
-        };
-        match put {
-            Err(StoreError::AlreadyExists { .. }) => Ok(false),
-            put => put.map(|()| true),
-        }
     }
 
     /// The sessions that need something of this store, as far as they are known to it.

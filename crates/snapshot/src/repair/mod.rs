@@ -23,6 +23,7 @@
 //! Left out: footers and indexes of layers, which nothing else holds.
 
 mod frames;
+mod names;
 mod objects;
 mod patch;
 
@@ -31,13 +32,12 @@ use std::sync::Arc;
 
 use cowslip_block::ByteRange;
 use cowslip_block::files::Dir;
-use uuid::Uuid;
 
+use self::names::{put_names, wanted_names};
 use self::objects::Pass;
 use crate::error::StoreError;
 use crate::host::Host;
-use crate::ids::{HeaderId, SnapshotName};
-use crate::record::Record;
+use crate::ids::SnapshotName;
 use crate::store::{Caches, Store, record_name};
 use crate::verify::{Checked, Damage, Depth, Impact, Root, Rooted, Spot, check_store, who_needs};
 
@@ -177,57 +177,6 @@ fn no_more(checked: &mut Checked, mended: &HashSet<Spot>) {
     checked.report.damaged -= (before - listed.len()) as u64;
 }
 
-/// A name that is damaged here, or missing and asked for, as it was written.
-struct Wanted {
-    name: SnapshotName,
-    record: Record,
-    bytes: Vec<u8>,
-    source: &'static str,
-}
-
-fn wanted_names(store: &Store, options: &RepairOptions<'_>) -> Result<Vec<Wanted>, StoreError> {
-    let damaged = store.list()?.into_iter().filter(|l| l.stands_for.is_err());
-    let mut names: BTreeSet<SnapshotName> = damaged.map(|listed| listed.name).collect();
-    if !options.names.is_empty() {
-        names.retain(|name| options.names.contains(name));
-    }
-    let mut wanted = Vec::new();
-    for name in names.iter().chain(options.names) {
-        let here = store.record(name);
-        if here.is_ok() || wanted.iter().any(|w: &Wanted| w.name == *name) {
-            continue;
-        }
-        let found = as_written(store, name).or_else(|| {
-            let from = options.from?;
-            let (record, bytes) = (from.record(name).ok()?, from.record_bytes(name).ok()?);
-            Some((record, bytes, "the other store"))
-        });
-        match (found, here) {
-            (Some((record, bytes, source)), _) => wanted.push(Wanted {
-                name: name.clone(),
-                record,
-                bytes,
-                source,
-            }),
-            (None, Err(error @ StoreError::NotFound { .. })) => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(wanted)
-}
-
-/// A damaged record, by what its checksum says of the headers that are here.
-fn as_written(store: &Store, name: &SnapshotName) -> Option<(Record, Vec<u8>, &'static str)> {
-    let damaged = store.record_bytes(name).ok()?;
-    let headers = store.dirs().headers.list().ok()?;
-    headers.iter().find_map(|id| {
-        let id = HeaderId(Uuid::parse_str(id).ok()?);
-        let header = store.open_header(id).ok()?;
-        let bytes = Record::was(&damaged, name, &header)?;
-        Some((Record::of(&header), bytes, "the header that it stands for"))
-    })
-}
-
 /// The objects that the names need, of those that are damaged. All where there are no names.
 fn only_of(checked: &Checked, names: &[SnapshotName]) -> Option<BTreeSet<String>> {
     if names.is_empty() {
@@ -244,43 +193,6 @@ fn only_of(checked: &Checked, names: &[SnapshotName]) -> Option<BTreeSet<String>
 
 fn is_meant(only: Option<&BTreeSet<String>>, damage: &Damage) -> bool {
     damage.spot == Spot::Marker || only.is_none_or(|only| only.contains(&damage.object))
-}
-
-/// Names come last, as ever: each once the header that it stands for is here. Says whether one was put.
-fn put_names(
-    store: &Store,
-    wanted: &mut Vec<Wanted>,
-    checked: &mut Checked,
-    lease: Option<&crate::roots::Lease>,
-    report: &mut RepairReport,
-) -> Result<bool, StoreError> {
-    let mut put = false;
-    let mut later = Vec::new();
-    for name in wanted.drain(..) {
-        let header = name.record.header;
-        let copied = report
-            .mended
-            .iter()
-            .any(|m| m.object == crate::header::object_name(header));
-        if store.open_recorded(&name.record).is_err() && !(lease.is_none() && copied) {
-            later.push(name);
-            continue;
-        }
-        if let Some(lease) = lease
-            && !store.put_record(lease, &name.name, &name.bytes)?
-        {
-            continue;
-        }
-        put = true;
-        no_more(checked, &HashSet::from([Spot::Record(name.name.clone())]));
-        report.mended.push(Mended {
-            object: record_name(&name.name),
-            place: "all of it".to_owned(),
-            source: name.source.to_owned(),
-        });
-    }
-    *wanted = later;
-    Ok(put)
 }
 
 /// What is left, and what that costs.
