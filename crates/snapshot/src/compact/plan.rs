@@ -2,7 +2,7 @@
 //!
 //! 1. *Garbage*: bytes of layers and headers that no image needs, in objects that some image needs. Where
 //!    they are more than a share of what is needed, the emptiest objects are left first, until they are
-//!    not: that frees the most for what is copied.
+//!    not: that frees the most for what is copied. Of those, what the last ones made unnecessary stays.
 //! 2. *Scatter*: an image that depends on more layers than it should leaves its smallest ones, until
 //!    few are left: those are read in the smallest pieces, and cost least to copy.
 
@@ -143,16 +143,28 @@ impl<'a> Choice<'a> {
             })
             .collect();
         emptiest.sort_unstable();
+        let mut chosen = Vec::new();
+        let mut copy_bytes = 0;
         for (_, is_layer, n) in emptiest {
-            if garbage <= allowed || self.is_full {
-                return;
+            let is_full = copy_bytes >= self.step_bytes && !chosen.is_empty();
+            if garbage <= allowed || is_full {
+                break;
             }
-            garbage -= reach(is_layer, n).garbage_bytes();
-            if !is_layer {
+            let reach = reach(is_layer, n);
+            garbage -= reach.garbage_bytes();
+            copy_bytes += reach.live_bytes;
+            chosen.push((is_layer, n));
+        }
+        for (is_layer, n) in chosen {
+            // The last one may have freed so much that an earlier one need not be left.
+            let with_it = garbage + reach(is_layer, n).garbage_bytes();
+            if with_it <= allowed {
+                garbage = with_it;
+            } else if is_layer {
+                self.layer(n);
+            } else {
                 self.plan.headers.insert(self.survey.headers[n as usize].0);
                 self.plan.copy_bytes += reach(false, n).live_bytes;
-            } else {
-                self.layer(n);
             }
         }
     }
@@ -235,6 +247,14 @@ mod tests {
         assert_eq!(chosen(Policy::AUTO, &[2], u64::MAX), [1, 3]);
         assert_eq!(chosen(Policy::FULL, &[], u64::MAX), [1, 2, 3]);
         assert_eq!(chosen(Policy::FULL, &[], 1), [2]);
+    }
+
+    #[test]
+    fn what_a_larger_one_makes_unnecessary_stays() {
+        // All are as empty, but for a little. A quarter is 250; the large one alone leaves 105.
+        let store = survey(&[(160, 55), (1000, 350), (595, 595)]);
+        let chosen = chosen(&store, &[&[0, 1, 2]], Policy::AUTO, &[], u64::MAX);
+        assert_eq!(chosen, [1]);
     }
 
     #[test]
