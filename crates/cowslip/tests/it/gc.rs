@@ -163,6 +163,14 @@ impl Live {
         self.asked = Some(Asked { name, child });
     }
 
+    /// One that is there for sure.
+    fn snapshot(&mut self, rig: &Rig, round: usize) {
+        let name = format!("{}-end-{round}", self.name);
+        let from = Numbers::all(&self.numbers.answered);
+        rig.ok(&format!("snapshot {} {name}", self.name));
+        self.from.insert(name, from);
+    }
+
     /// kill -9, with all that was on its way.
     fn kill(&mut self) {
         self.served.take().unwrap().kill();
@@ -248,6 +256,10 @@ fn no_live_object_is_collected_beside_writers_and_seals_that_are_killed() {
                 }
             }
             collect(&rig, &live[0].numbers, &mut random);
+        }
+        // Something to remove, however slow the machine.
+        for session in &mut live {
+            session.snapshot(&rig, round);
         }
         live.iter_mut().for_each(Live::kill);
         // Nothing holds a lease any more, and one session has no name but itself.
