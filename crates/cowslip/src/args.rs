@@ -57,6 +57,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Make a snapshot from a disk image
     Import(Import),
+    /// Show the ways in which the file system of a template can be made
+    Build(Build),
     /// Serve a snapshot as a writable NBD device
     Serve(Serve),
     /// Make a snapshot a block device of this machine, until a signal ends it
@@ -145,6 +147,13 @@ pub(crate) struct Import {
     /// Take the name even if another snapshot has it
     #[arg(long)]
     pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// List the profiles and the knobs that they are made of, each with one line of why
+    #[arg(long, required = true)]
+    pub(crate) list_profiles: bool,
 }
 
 /// What a device is and where what is written to it is kept, whatever the front end.

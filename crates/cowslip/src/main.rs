@@ -8,6 +8,7 @@ mod args;
 mod command;
 mod control;
 mod failure;
+mod profile;
 mod report;
 
 use std::process::ExitCode;

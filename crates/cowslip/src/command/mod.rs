@@ -2,6 +2,7 @@
 //! report.
 
 mod attach;
+mod build;
 mod compact;
 mod demo;
 mod detach;
@@ -48,6 +49,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     };
     let done = match cli.command {
         Command::Import(args) => import::run(&context, &args),
+        Command::Build(args) => build::run(&context, &args),
         Command::Serve(args) => serve::run(&context, &args),
         Command::Attach(args) => attach::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),
