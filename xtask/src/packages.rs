@@ -109,9 +109,9 @@ pub(crate) const TESTS: &[Need] = &[
         "mkfs through FUSE, block devices, ext4 in use",
     ),
     need(
-        "blkid, blkdiscard, fallocate, fstrim",
+        "blkid, blkdiscard, fallocate, fstrim, fsfreeze",
         Some("util-linux"),
-        || all(&["blkid", "blkdiscard", "fallocate", "fstrim"]),
+        || all(&["blkid", "blkdiscard", "fallocate", "fstrim", "fsfreeze"]),
         "block devices",
     ),
     need(

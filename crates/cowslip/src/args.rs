@@ -1,5 +1,6 @@
 //! What can be typed. Help texts are the first thing that many people read of cowslip.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,6 +40,10 @@ const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is 
 const SNAPSHOT_PENDING: &str = "A snapshot of a session that is being served is taken when the command \
     begins. Where it cannot be stored (a full disk), the server goes on trying, also without this command: \
     after --timeout it ends with code 6. Snapshots that are asked for later wait behind.";
+
+const QUIESCE: &str = "In this order: sync, trim (FITRIM), checkpoint of ext4's journal (Linux 5.14), and the command, if there is one, in the \
+    frozen file system. It is thawed when the command ends or fails, on a signal, after --timeout, and also when \
+    this program is killed. A step that the file system, the device or the kernel does not know is left out, with the reason. It needs root.";
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
@@ -95,6 +100,12 @@ pub(crate) enum Command {
     Compact(Compact),
     /// List the sessions that the store keeps something for
     Sessions(Sessions),
+    /// In a guest, just before a snapshot: take out of a mounted file system what the snapshot need not hold
+    #[command(after_help = QUIESCE)]
+    Quiesce(Quiesce),
+    /// Thaws what `quiesce` froze, if that cannot
+    #[command(hide = true)]
+    ThawGuard(ThawGuard),
     /// See it all at work in half a minute, with nothing set up
     Demo(Demo),
     /// Print a completion script for a shell
@@ -326,6 +337,35 @@ pub(crate) struct Sessions {
     /// Keep nothing for this session any more: its directory is gone for good
     #[arg(long, value_name = "SESSION")]
     pub(crate) forget: Option<Uuid>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quiesce {
+    /// Where the file system is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    pub(crate) mountpoint: PathBuf,
+    /// Do not write back what is dirty
+    #[arg(long)]
+    pub(crate) no_sync: bool,
+    /// Do not discard what is free
+    #[arg(long)]
+    pub(crate) no_trim: bool,
+    /// Do not empty the journal
+    #[arg(long)]
+    pub(crate) no_checkpoint: bool,
+    /// The file system is thawed after so long, whatever the command does
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Freeze the file system, run this, and thaw it; with --json, its standard output goes to standard error
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ThawGuard {
+    pub(crate) mountpoint: PathBuf,
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod control;
 mod failure;
 mod profile;
 mod report;
+mod sys;
 
 use std::process::ExitCode;
 

@@ -41,6 +41,8 @@ mod kill;
 mod mixed;
 #[path = "it/qemu.rs"]
 mod qemu;
+#[path = "it/quiesce.rs"]
+mod quiesce;
 #[path = "it/rig.rs"]
 mod rig;
 #[path = "it/session.rs"]

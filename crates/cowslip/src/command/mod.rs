@@ -14,6 +14,7 @@ mod inspect;
 mod log;
 mod ls;
 mod mount;
+mod quiesce;
 mod repair;
 mod rm;
 mod serve;
@@ -66,6 +67,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Gc(args) => gc::run(&context, &args),
         Command::Compact(args) => compact::run(&context, &args),
         Command::Sessions(args) => sessions::run(&context, &args),
+        Command::Quiesce(args) => quiesce::run(&context, &args),
+        Command::ThawGuard(args) => quiesce::guard(&args),
         Command::Demo(args) => demo::run(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
