@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
             "cowslip-snapshot",
             "cowslip-nbd",
             "cowslip-fuse",
+            "cowslip-ext4",
         ],
     ),
     ("cowslip-sim", &["cowslip-block"]),

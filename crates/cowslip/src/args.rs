@@ -37,6 +37,9 @@ const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is 
     1 different, in bytes or in size. Failures are 2 usage, 3 not found, 4 corrupt, 5 all others. \
     Without --quiet it is 0 for both answers.";
 
+const EXPLAINED: &str = "Each block of the difference that is not zero now has one owner in the file system of NAME: the one with \
+    most of its bytes. ext4 is read, as the next mount would find it; of anything else the owners are unknown.";
+
 const SNAPSHOT_PENDING: &str = "A snapshot of a session that is being served is taken when the command \
     begins. Where it cannot be stored (a full disk), the server goes on trying, also without this command: \
     after --timeout it ends with code 6. Snapshots that are asked for later wait behind.";
@@ -88,6 +91,9 @@ pub(crate) enum Command {
     /// Show in which blocks two snapshots differ
     #[command(after_help = DIFF_QUIET)]
     Diff(Diff),
+    /// Show whose the blocks are that a snapshot changed, and what would make it smaller
+    #[command(after_help = EXPLAINED)]
+    Explain(Explain),
     /// List what a snapshot was made from, back to its template
     Log(Name),
     /// Write a snapshot's image to a sparse raw file
@@ -293,6 +299,19 @@ pub(crate) struct Diff {
     /// The other one
     #[arg(value_parser = snapshot_name(), value_name = "B")]
     pub(crate) b: SnapshotName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The snapshot
+    #[arg(value_parser = snapshot_name())]
+    pub(crate) name: SnapshotName,
+    /// What it is compared with [default: what it was made over; for a template, nothing]
+    #[arg(long, value_parser = snapshot_name(), value_name = "OTHER")]
+    pub(crate) against: Option<SnapshotName>,
+    /// List so many files; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) top: usize,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@
 mod args;
 mod command;
 mod control;
+mod explain;
 mod failure;
 mod profile;
 mod report;

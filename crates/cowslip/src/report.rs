@@ -66,6 +66,7 @@ impl Reporter {
             Unit::Bytes => "{binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}",
             Unit::Blocks => "{human_pos}/{human_len} blocks",
             Unit::Snapshots => "{human_pos}/{human_len} snapshots",
+            Unit::Groups => "{human_pos}/{human_len} groups",
         };
         let style = format!("{{msg:10}} [{{bar:30}}] {counts}, {{eta}} left");
         let style = ProgressStyle::with_template(&style).expect("a template that was tried");
@@ -82,6 +83,7 @@ pub(crate) enum Unit {
     Bytes,
     Blocks,
     Snapshots,
+    Groups,
 }
 
 /// Moves a bar.

@@ -25,6 +25,8 @@ mod devices;
 mod diff;
 #[path = "it/ending.rs"]
 mod ending;
+#[path = "it/explain.rs"]
+mod explain;
 #[path = "it/ext4.rs"]
 mod ext4;
 #[path = "it/full.rs"]

@@ -71,7 +71,11 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
 }
 
 /// What a snapshot was made over; nothing for a template, or where it is gone.
-fn parent(store: &Store, header: &Header, names: &Names) -> Result<Option<Arc<Header>>, Failure> {
+pub(super) fn parent(
+    store: &Store,
+    header: &Header,
+    names: &Names,
+) -> Result<Option<Arc<Header>>, Failure> {
     let Some(id) = header.meta().parent else {
         return Ok(None);
     };

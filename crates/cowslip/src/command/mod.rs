@@ -7,6 +7,7 @@ mod compact;
 mod demo;
 mod detach;
 mod diff;
+mod explain;
 mod export;
 mod gc;
 mod import;
@@ -61,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Verify(args) => verify::run(&context, &args),
         Command::Repair(args) => repair::run(&context, &args),
         Command::Diff(args) => return diff::run(&context, &args),
+        Command::Explain(args) => explain::run(&context, &args),
         Command::Log(args) => log::run(&context, &args),
         Command::Export(args) => export::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),

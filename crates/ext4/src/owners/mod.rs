@@ -98,6 +98,29 @@ pub enum Class {
     Outside,
 }
 
+impl Class {
+    /// Its name, for programs and people alike.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Superblock => "superblock",
+            Self::Descriptors => "descriptors",
+            Self::Bitmap => "bitmap",
+            Self::InodeTable => "inode_table",
+            Self::JournalLive => "journal_live",
+            Self::JournalDead => "journal_dead",
+            Self::Directory => "directory",
+            Self::File => "file",
+            Self::Xattr => "xattr",
+            Self::ExtentTree => "extent_tree",
+            Self::Orphan => "orphan",
+            Self::Special => "special",
+            Self::Free => "free",
+            Self::Unknown => "unknown",
+            Self::Outside => "outside",
+        }
+    }
+}
+
 impl Owner {
     /// Its class.
     pub fn class(self) -> Class {
