@@ -6,6 +6,7 @@
 //! fuzz         cargo-fuzz
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
 //! footprint    a guest that writes for ever, gc, compact -> bytes on disk, bytes written
+//! fs-aware     what a file system left behind, snapshotted as it is and as it needs it
 //! history      a session -> 10,000 snapshots -> bytes, look-ups
 //! ```
 //!
@@ -20,6 +21,7 @@
 
 mod bench;
 mod footprint;
+mod fs_aware;
 mod fuzz;
 mod history;
 mod machine;
@@ -40,7 +42,8 @@ cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
-cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json";
+cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json
+cargo xtask fs-aware [--save]           deleted files and edits, no mount option: a snapshot as it is and --fs-aware; as root; --json";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -62,6 +65,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["bench", rest @ ..] => bench::run(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
         ["footprint", rest @ ..] => footprint::run(rest)?,
+        ["fs-aware", rest @ ..] => fs_aware::run(rest)?,
         ["soak", rest @ ..] => soak::run(rest)?,
         ["history", rest @ ..] => history::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),

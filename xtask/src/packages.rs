@@ -109,9 +109,9 @@ pub(crate) const TESTS: &[Need] = &[
         "mkfs through FUSE, block devices, ext4 in use",
     ),
     need(
-        "blkid, blkdiscard, fallocate, fstrim, fsfreeze",
+        "blkid, blkdiscard, blockdev, fallocate, fstrim, fsfreeze",
         Some("util-linux"),
-        || all(&["blkid", "blkdiscard", "fallocate", "fstrim", "fsfreeze"]),
+        || all(&["blkid", "blkdiscard", "blockdev"]) && all(&["fallocate", "fstrim", "fsfreeze"]),
         "block devices",
     ),
     need(

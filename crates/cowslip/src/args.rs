@@ -283,11 +283,15 @@ pub(crate) struct Snapshot {
     /// Keep blocks that were rewritten with what the parent has
     #[arg(long)]
     pub(crate) no_dedup: bool,
+    /// Leave out what the file system does not need: free blocks, the journal. Only where that is certain, of an ext4 that is
+    /// unmounted or frozen
+    #[arg(long)]
+    pub(crate) fs_aware: bool,
     /// After an attempt to store it failed, wait so long for another to succeed (10s, 5m, 0s)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
     /// Give up the snapshot of this name that is on its way; what was written stays in the session
-    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "timeout"])]
+    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "fs_aware", "timeout"])]
     pub(crate) cancel: bool,
 }
 

@@ -41,6 +41,7 @@ pub(crate) enum Request {
         name: String,
         replace: bool,
         dedup: bool,
+        fs_aware: bool,
     },
     Cancel {
         name: String,
@@ -209,8 +210,13 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
             name,
             replace,
             dedup,
+            fs_aware,
         } => {
-            let options = SnapshotOptions { replace, dedup };
+            let options = SnapshotOptions {
+                replace,
+                dedup,
+                fs_aware,
+            };
             take(session, store, &name, &options, &say).map(Answer::Done)
         }
         Request::Cancel { name } => cancel(session, &name, &say).map(|()| Answer::Cancelled),
@@ -251,8 +257,8 @@ fn take(
     let over = session.newest();
     let seal = session.freeze(&name, options)?;
     let header = wait(session, &seal, say)?;
-    let (held, all) = (seal.held(), begun.elapsed());
-    Ok(Taken::new(store, &name, &header, &over, held, all))
+    let taken = Taken::new(store, &header, &over, &seal, begun.elapsed());
+    Ok(taken.fs_aware(options.fs_aware, &seal))
 }
 
 fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {

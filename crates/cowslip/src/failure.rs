@@ -145,6 +145,9 @@ impl From<SessionError> for Failure {
                     Self::new(Kind::Corrupt, error.to_string())
                 }
                 SealError::Interrupted => Self::failed(error.to_string()),
+                SealError::Refused(_) => Self::failed(error.to_string()).hint(
+                    "unmount it, or freeze it (cowslip quiesce DIR -- COMMAND, fsfreeze -f); what was written is kept, for the next snapshot",
+                ),
                 _ => Self::failed(error.to_string())
                     .hint("what was written is kept, for the next snapshot"),
             },

@@ -9,6 +9,7 @@ mod command;
 mod control;
 mod explain;
 mod failure;
+mod fs_aware;
 mod profile;
 mod report;
 mod sys;

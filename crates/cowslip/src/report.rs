@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use cowslip_snapshot::error::StoreError;
 use cowslip_snapshot::header::Header;
 use cowslip_snapshot::ids::{HeaderId, LayerId, SnapshotName};
+use cowslip_snapshot::session::Seal;
 use cowslip_snapshot::store::{Listed, StandsFor, Store};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -279,22 +280,33 @@ pub(crate) struct Taken {
     pub(crate) held_us: f64,
     /// From the asking to the commit.
     pub(crate) seconds: f64,
+    /// Written blocks that were left out because the file system does not need them; only where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) unneeded_blocks: Option<u64>,
 }
 
 impl Taken {
     /// `over` is the snapshot that it was made over, most likely: its name is said if it is.
     pub(crate) fn new(
         store: &Arc<Store>,
-        name: &SnapshotName,
         header: &Header,
         over: &SnapshotName,
-        held: Duration,
+        seal: &Seal,
         all: Duration,
     ) -> Self {
         Self {
-            info: Info::new(store, name, header, &Names::only(store, over)),
-            held_us: held.as_secs_f64() * 1e6,
+            info: Info::new(store, seal.name(), header, &Names::only(store, over)),
+            held_us: seal.held().as_secs_f64() * 1e6,
             seconds: all.as_secs_f64(),
+            unneeded_blocks: None,
+        }
+    }
+
+    /// Says what was left out, if that was asked for.
+    pub(crate) fn fs_aware(self, wanted: bool, seal: &Seal) -> Self {
+        Self {
+            unneeded_blocks: wanted.then(|| seal.progress().unneeded_blocks),
+            ..self
         }
     }
 }

@@ -29,6 +29,8 @@ mod ending;
 mod explain;
 #[path = "it/ext4.rs"]
 mod ext4;
+#[path = "it/fs_aware.rs"]
+mod fs_aware;
 #[path = "it/full.rs"]
 mod full;
 #[path = "it/gc.rs"]

@@ -20,6 +20,7 @@ mod checksum;
 pub mod descriptor;
 pub mod directory;
 pub mod error;
+pub mod exact;
 mod extents;
 pub mod features;
 mod fields;
@@ -40,6 +41,7 @@ mod view;
 pub mod xattr;
 
 pub use error::Ext4Error;
+pub use exact::{Inexact, unneeded};
 pub use file_system::{FileSystem, State};
 pub use inode::{Inode, Kind};
 pub use owners::{Class, Owned, Owner, Owners};

@@ -23,6 +23,9 @@ pub(crate) const BYTES: usize = 1024;
 pub(crate) const AT: u64 = 1024;
 const MAGIC: u16 = 0xef53;
 const CHECKSUM_AT: usize = 0x3fc;
+const STATE_VALID: u16 = 1;
+const STATE_ERRORS: u16 = 2;
+const STATE_ORPHANS: u16 = 4;
 
 /// What a superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub struct Superblock {
     pub first_meta_group: u32,
     /// The two groups with copies (sparse_super2).
     pub backup_groups: [u32; 2],
+    /// Whether it was unmounted, and whether errors were found: see [`Superblock::is_clean`].
+    pub state: u16,
     /// What it can.
     pub features: Features,
     /// Its UUID.
@@ -146,6 +151,7 @@ impl Superblock {
             reserved_descriptor_blocks: f.le16(0xce).into(),
             first_meta_group: if_has(Feature::META_BG, f.le32(0x104)),
             backup_groups: [f.le32(0x24c), f.le32(0x250)],
+            state: f.le16(0x3a),
             features,
             uuid,
             label: f
@@ -239,6 +245,11 @@ impl Superblock {
             return Err(refuse("its group descriptors do not fit into it"));
         }
         Ok(())
+    }
+
+    /// Does it say that it was unmounted (or is under a journal), has no errors, and deletes no orphans just now?
+    pub fn is_clean(&self) -> bool {
+        self.state & (STATE_VALID | STATE_ERRORS | STATE_ORPHANS) == STATE_VALID
     }
 
     /// Bytes of the file system.

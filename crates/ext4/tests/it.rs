@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod it {
+    mod exact;
     mod hostile;
     mod oracle;
     mod replay;

@@ -82,6 +82,7 @@ impl Rig {
             store,
             store_path: temp.path().join("store"),
             host: Arc::new(RealHost),
+            unneeded: None,
             say: Box::new(|_| {}),
         };
         let session = Session::create(around, &base, Some(disk_bytes)).expect("a new session");

@@ -27,6 +27,7 @@ pub mod roots;
 pub mod seal;
 pub mod session;
 pub mod store;
+pub mod unneeded;
 pub mod verify;
 
 /// What headers say that they were made by.

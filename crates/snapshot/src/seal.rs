@@ -19,6 +19,10 @@
 //! | Zero               | bytes                   | a zero run: no payload          |
 //! | Dirty              | the same bytes          | nothing, counted as `same`      |
 //! | Dirty              | other bytes, or zeros   | payload                         |
+//!
+//! Of blocks that are not needed ([`crate::unneeded`]) each state counts as Zero, Untouched as well: what the parent has in
+//! them is as little needed as what was written. So the snapshot is what it would be had the guest discarded all of them just before:
+//! at most a run of the map for each, once, and a compaction finds their payload to be garbage.
 
 use std::sync::Arc;
 
@@ -51,6 +55,20 @@ pub struct SealRequest {
     pub replace: bool,
     /// Blocks equal to the parent's are left out.
     pub dedup: bool,
+    /// Blocks that what is inside the device does not need are left out: see [`crate::unneeded`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fs_aware: bool,
+}
+
+/// What is to be sealed.
+#[derive(Clone, Copy)]
+pub struct Frozen<'a> {
+    /// Newest first, drained.
+    pub caches: &'a [Arc<Cache>],
+    /// Of the device.
+    pub size_bytes: u64,
+    /// Blocks that are to be zeros, in order, none twice.
+    pub unneeded: &'a [BlockRange],
 }
 
 /// How far a seal has come, in blocks that the caches call Dirty, and what it holds.
@@ -63,6 +81,8 @@ pub struct SealProgress {
     /// Memory for what changed so far, and for what is being packed. While the header is encoded, its
     /// new nodes come on top.
     pub memory_bytes: u64,
+    /// Of those that are done, the ones that were left out since they are not needed.
+    pub unneeded_blocks: u64,
 }
 
 /// Why a seal did not come about.
@@ -80,6 +100,9 @@ pub enum SealError {
     /// The session ends; the seal is taken up again when it is opened the next time.
     #[error("interrupted; it goes on when the session is served again")]
     Interrupted,
+    /// Which blocks are not needed cannot be told with certainty.
+    #[error("what is not needed cannot be left out: {0}")]
+    Refused(String),
     /// Somebody gave it up.
     #[error("it was cancelled")]
     Cancelled,
@@ -98,12 +121,12 @@ impl SealError {
                 DeviceError::NoSpace | DeviceError::Io(_) | DeviceError::Poisoned(_)
             ),
             Self::Session(_) => true,
-            Self::Interrupted | Self::Cancelled => false,
+            Self::Interrupted | Self::Refused(_) | Self::Cancelled => false,
         }
     }
 }
 
-/// Seals `caches` (newest first, drained) over `parent`: the header, without a name yet.
+/// Seals what is frozen over `parent`: the header, without a name yet.
 ///
 /// `progress` is told after each batch, and ends the seal by answering false.
 ///
@@ -113,12 +136,14 @@ pub fn seal(
     store: &Arc<Store>,
     lease: &Lease,
     parent: &Arc<Header>,
-    caches: &[Arc<Cache>],
-    size_bytes: u64,
+    frozen: &Frozen<'_>,
     request: &SealRequest,
     progress: &mut dyn FnMut(SealProgress) -> bool,
 ) -> Result<Arc<Header>, SealError> {
     let block_size = parent.meta().block_size;
+    let Frozen {
+        caches, size_bytes, ..
+    } = *frozen;
     let mut diff = Diff {
         block_size,
         parent,
@@ -134,10 +159,10 @@ pub fn seal(
             done_blocks: 0,
             total_blocks: caches.iter().map(|c| c.count(BlockState::Dirty).0).sum(),
             memory_bytes: 0,
+            unneeded_blocks: 0,
         },
     };
-    let all = BlockRange::new(0, block_size.count_ceil(size_bytes).0);
-    diff.walk(caches, all)?;
+    diff.all(frozen)?;
     let Diff {
         layer,
         changes,
@@ -184,6 +209,19 @@ pub fn committed(
     }
 }
 
+/// Blocks of these that hold bytes, as the newest cache that knows them has it.
+fn written(caches: &[Arc<Cache>], blocks: BlockRange) -> u64 {
+    let Some((newest, older)) = caches.split_first() else {
+        return 0;
+    };
+    let of = |(run, state): (BlockRange, BlockState)| match state {
+        BlockState::Untouched => written(older, run),
+        BlockState::Dirty => run.count().0,
+        BlockState::ZeroHeld | BlockState::Zero => 0,
+    };
+    newest.export().runs(blocks).map(of).sum()
+}
+
 /// What changed, while it is being found.
 struct Diff<'a> {
     block_size: BlockSize,
@@ -200,11 +238,30 @@ struct Diff<'a> {
 }
 
 impl Diff<'_> {
+    fn all(&mut self, frozen: &Frozen<'_>) -> Result<(), SealError> {
+        let end = self.block_size.count_ceil(frozen.size_bytes).0;
+        let mut at = 0;
+        for unneeded in frozen.unneeded {
+            let unneeded = unneeded.intersect(BlockRange::new(at, end));
+            self.walk(frozen.caches, BlockRange::new(at, unneeded.start.0))?;
+            let written = written(frozen.caches, unneeded);
+            self.so_far.done_blocks += written;
+            self.so_far.unneeded_blocks += written;
+            self.zero(unneeded)?;
+            at = unneeded.end.0;
+        }
+        self.walk(frozen.caches, BlockRange::new(at, end))?;
+        self.tell()
+    }
+
     /// Goes over the blocks in order, each answered by the newest cache that knows it.
     fn walk(&mut self, caches: &[Arc<Cache>], blocks: BlockRange) -> Result<(), SealError> {
         let Some((newest, older)) = caches.split_first() else {
             return Ok(());
         };
+        if blocks.is_empty() {
+            return Ok(());
+        }
         for (run, state) in newest.export().runs(blocks) {
             match state {
                 BlockState::Untouched => self.walk(older, run)?,
@@ -241,12 +298,17 @@ impl Diff<'_> {
             self.so_far.done_blocks += end - start;
             self.so_far.memory_bytes = self.changes.memory_bytes()
                 + self.layer.as_ref().map_or(0, LayerWriter::memory_bytes);
-            if !(self.progress)(self.so_far) {
-                return Err(SealError::Interrupted);
-            }
+            self.tell()?;
             start = end;
         }
         Ok(())
+    }
+
+    fn tell(&mut self) -> Result<(), SealError> {
+        match (self.progress)(self.so_far) {
+            true => Ok(()),
+            false => Err(SealError::Interrupted),
+        }
     }
 
     fn batch(&mut self, cache: &Cache, blocks: BlockRange) -> Result<(), SealError> {

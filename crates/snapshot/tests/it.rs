@@ -39,3 +39,5 @@ mod session_retry;
 mod session_world;
 #[path = "it/store.rs"]
 mod store;
+#[path = "it/unneeded.rs"]
+mod unneeded;

@@ -89,6 +89,7 @@ pub(super) fn snapshots(
         store: Arc::clone(&store),
         store_path: rig.store(),
         host: Arc::new(RealHost),
+        unneeded: None,
         say: Box::new(|text| eprintln!("the session says: {text}")),
     };
     let session = Session::create(around, &name(0), None)?;

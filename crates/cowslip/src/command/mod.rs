@@ -36,6 +36,7 @@ use cowslip_snapshot::store::{Caches, Store};
 
 use crate::args::{Cli, Command, Global};
 use crate::failure::{Failure, Kind};
+use crate::fs_aware::FileSystems;
 use crate::report::{self, Reporter, complain};
 
 /// What every command gets.
@@ -154,6 +155,7 @@ fn surroundings(
         store: Arc::clone(store),
         store_path: whole(store_path)?,
         host: Arc::new(RealHost),
+        unneeded: Some(Arc::new(FileSystems)),
         say: Box::new(complain),
     })
 }

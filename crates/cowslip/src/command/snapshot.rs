@@ -55,6 +55,7 @@ fn ask_or_do(
             name,
             replace: args.replace,
             dedup: !args.no_dedup,
+            fs_aware: args.fs_aware,
         },
     };
     let give_up = Instant::now() + PATIENCE;
@@ -85,8 +86,11 @@ fn ask_or_do(
 fn describe(taken: &Taken) -> String {
     let held = Duration::from_secs_f64(taken.held_us / 1e6);
     let all = Duration::from_secs_f64(taken.seconds);
+    let unneeded = taken.unneeded_blocks.map_or_else(String::new, |n| {
+        format!(", {n} that the file system does not need")
+    });
     format!(
-        "snapshot {} ({}): {}; device held for {}, committed after {}",
+        "snapshot {} ({}): {}{unneeded}; device held for {}, committed after {}",
         taken.info.name,
         bytes(taken.info.size_bytes),
         taken.info.diff(),
@@ -204,12 +208,13 @@ fn take_at_rest(
     let options = SnapshotOptions {
         replace: args.replace,
         dedup: !args.no_dedup,
+        fs_aware: args.fs_aware,
     };
     let over = session.newest();
     let seal = session.freeze(&args.name, &options)?;
     let taken = |header: &Header| {
-        let (held, all) = (seal.held(), begun.elapsed());
-        Taken::new(store, &args.name, header, &over, held, all)
+        let taken = Taken::new(store, header, &over, &seal, begun.elapsed());
+        taken.fs_aware(args.fs_aware, &seal)
     };
     match end_of(&seal, bar) {
         Ok(header) => Ok(taken(&header)),

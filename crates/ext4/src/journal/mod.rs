@@ -53,6 +53,10 @@ pub struct Journal {
     pub inode: u32,
     /// Its blocks, all of them.
     pub blocks: u32,
+    /// Where its log starts, as its superblock says: 0 where it is empty.
+    pub start: u32,
+    /// What its superblock says went wrong with it, 0 for nothing.
+    pub error: i32,
     /// The transactions that would be replayed, oldest first.
     pub commits: Vec<Commit>,
     /// Blocks of the file system that would be written.
@@ -98,6 +102,7 @@ struct Layout {
     end: u32,
     start: u32,
     sequence: u32,
+    error: i32,
     incompat: u32,
     has_v1_checksums: bool,
     checksum_seed: u32,
@@ -178,6 +183,8 @@ pub(crate) fn read(
     let mut journal = Journal {
         inode: number,
         blocks: layout.blocks,
+        start: layout.start,
+        error: layout.error,
         commits: Vec::new(),
         replayed_blocks: 0,
         void_copies: 0,
@@ -222,6 +229,7 @@ fn layout(fs: &FileSystem<'_>, runs: Vec<(u64, u64, u64)>) -> Result<Layout, Ext
         end: 0,
         start: 0,
         sequence: 0,
+        error: 0,
         incompat: 0,
         has_v1_checksums: false,
         checksum_seed: 0,
@@ -237,6 +245,7 @@ fn layout(fs: &FileSystem<'_>, runs: Vec<(u64, u64, u64)>) -> Result<Layout, Ext
     }
     (layout.blocks, layout.first) = (f.be32(0x10), f.be32(0x14));
     (layout.sequence, layout.start) = (f.be32(0x18), f.be32(0x1c));
+    layout.error = f.be32(0x20).cast_signed();
     if kind == SUPERBLOCK_V2 {
         layout.has_v1_checksums = f.be32(0x24) & COMPAT_CHECKSUM != 0;
         layout.incompat = f.be32(0x28);

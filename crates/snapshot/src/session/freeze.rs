@@ -21,6 +21,9 @@ pub struct SnapshotOptions {
     pub replace: bool,
     /// Leave out blocks that are equal to the parent's.
     pub dedup: bool,
+    /// Leave out blocks that what is inside the device does not need; refused, once it is frozen, where that is not
+    /// certain.
+    pub fs_aware: bool,
 }
 
 impl Default for SnapshotOptions {
@@ -28,6 +31,7 @@ impl Default for SnapshotOptions {
         Self {
             replace: false,
             dedup: true,
+            fs_aware: false,
         }
     }
 }
@@ -44,13 +48,14 @@ impl Session {
     ) -> Result<Arc<Seal>, SessionError> {
         let _one = locked(&self.changing);
         let old = self.manifest();
-        check_room(&old)?;
+        check_room(&old, options)?;
         self.check_free(name, options, &old)?;
         let request = SealRequest {
             name: name.clone(),
             header: HeaderId(self.host.new_uuid()),
             replace: options.replace,
             dedup: options.dedup,
+            fs_aware: options.fs_aware,
         };
         let top_name = format!("cache-{}", old.next_cache);
         let top = Cache::create(
@@ -196,10 +201,11 @@ fn clear_seal(manifest: &mut Manifest, name: &SnapshotName) {
 }
 
 /// Each frozen cache has two files open, and a read may go through all. While one waits to be
-/// stored, so many are enough; where none does, a snapshot is the way to have fewer.
-fn check_room(manifest: &Manifest) -> Result<(), SessionError> {
+/// stored, so many are enough; where none does, a snapshot is the way to have fewer. One that may be
+/// refused is no such way.
+fn check_room(manifest: &Manifest, options: &SnapshotOptions) -> Result<(), SessionError> {
     let waiting = manifest.caches.iter().any(|c| c.seal.is_some());
-    let max = if waiting {
+    let max = if waiting || options.fs_aware {
         FROZEN_CACHES_MAX
     } else {
         2 * FROZEN_CACHES_MAX

@@ -65,12 +65,14 @@ use crate::ids::{HeaderId, SnapshotName};
 use crate::image::Image;
 use crate::roots::{Lease, SessionRecord};
 use crate::store::Store;
+use crate::unneeded::Unneeded;
 
 /// An open session.
 pub struct Session {
     dir: Arc<dyn Dir>,
     store: Arc<Store>,
     host: Arc<dyn Host>,
+    unneeded: Option<Arc<dyn Unneeded>>,
     health: Arc<Health>,
     overlay: Arc<Overlay>,
     geometry: Geometry,
@@ -135,6 +137,8 @@ pub struct Surroundings {
     pub store_path: PathBuf,
     /// The machine.
     pub host: Arc<dyn Host>,
+    /// Asked for snapshots that are to leave out what is not needed; without it, they are refused.
+    pub unneeded: Option<Arc<dyn Unneeded>>,
     /// Told once why writes are refused, should it come to that.
     pub say: Box<dyn Fn(&str) + Send + Sync>,
 }
@@ -233,6 +237,7 @@ impl Session {
             dir: around.dir,
             store: around.store,
             host: around.host,
+            unneeded: around.unneeded,
             health,
             overlay: Arc::new(overlay),
             geometry,
@@ -299,6 +304,7 @@ impl Session {
             dir: around.dir,
             store: around.store,
             host: around.host,
+            unneeded: around.unneeded,
             health,
             overlay: Arc::new(Overlay::new(geometry, top, caches, image)),
             geometry,

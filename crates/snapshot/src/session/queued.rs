@@ -32,6 +32,7 @@ pub struct Seal {
     done_blocks: AtomicU64,
     total_blocks: AtomicU64,
     memory_bytes: AtomicU64,
+    unneeded_blocks: AtomicU64,
     fate: Mutex<Fate>,
     ended: Condvar,
     work: Mutex<Work>,
@@ -78,6 +79,7 @@ impl Seal {
             done_blocks: AtomicU64::new(0),
             total_blocks: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
+            unneeded_blocks: AtomicU64::new(0),
             fate: Mutex::default(),
             ended: Condvar::new(),
             work: Mutex::default(),
@@ -113,6 +115,7 @@ impl Seal {
             done_blocks: self.done_blocks.load(Ordering::Relaxed),
             total_blocks: self.total_blocks.load(Ordering::Relaxed),
             memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
+            unneeded_blocks: self.unneeded_blocks.load(Ordering::Relaxed),
         }
     }
 
@@ -120,6 +123,8 @@ impl Seal {
         self.done_blocks.store(to.done_blocks, Ordering::Relaxed);
         self.total_blocks.store(to.total_blocks, Ordering::Relaxed);
         self.memory_bytes.store(to.memory_bytes, Ordering::Relaxed);
+        self.unneeded_blocks
+            .store(to.unneeded_blocks, Ordering::Relaxed);
     }
 
     /// How the attempts went so far.
@@ -173,7 +178,11 @@ impl Seal {
             last_error: Some(Arc::new(error)),
             next_at: Some(Instant::now() + pause),
         };
-        self.advance(SealProgress::default());
+        // What was built may stand, and only its name be missing.
+        self.advance(SealProgress {
+            unneeded_blocks: self.progress().unneeded_blocks,
+            ..SealProgress::default()
+        });
     }
 
     /// There will be no other attempt.

@@ -20,16 +20,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cowslip_block::cache::Cache;
+use cowslip_block::overlay::Overlay;
+use cowslip_block::read_only::ReadOnly;
+use cowslip_block::{BlockRange, Device};
 
 use super::manifest::CacheEntry;
 use super::queued::Work;
-use super::{Seal, Session, SessionError, locked};
+use super::{Seal, Session, SessionError, image_of, locked};
 use crate::header::Header;
 use crate::ids::{HeaderId, SnapshotName};
 use crate::limits::FROZEN_CACHES_MAX;
 use crate::roots::Lease;
 use crate::roots::lease::Protected;
-use crate::seal::{SealError, SealRequest, committed, seal};
+use crate::seal::{Frozen, SealError, SealRequest, committed, seal};
 
 impl Session {
     /// Makes one attempt at the oldest snapshot that waits, due or not. True where that is how it ended,
@@ -123,23 +126,42 @@ impl Session {
         lease: &Lease,
         group: &[Arc<Cache>],
     ) -> Result<Arc<Header>, SealError> {
+        // Before anything is written.
+        let unneeded = self.unneeded(request, group)?;
         let before = lease.mark();
         let built = self.leased_base(lease).and_then(|parent| {
-            let size_bytes = self.geometry.size_bytes;
-            seal(
-                &self.store,
-                lease,
-                &parent,
-                group,
-                size_bytes,
-                request,
-                &mut |p| {
-                    seal_.advance(p);
-                    !self.is_stopping() && !seal_.is_cancelled()
-                },
-            )
+            let frozen = Frozen {
+                caches: group,
+                size_bytes: self.geometry.size_bytes,
+                unneeded: &unneeded,
+            };
+            seal(&self.store, lease, &parent, &frozen, request, &mut |p| {
+                seal_.advance(p);
+                !self.is_stopping() && !seal_.is_cancelled()
+            })
         });
         built.inspect_err(|_| lease.rewind(before))
+    }
+
+    /// What the snapshot is to do without, as told by whoever knows what is in the device as it was frozen.
+    fn unneeded(
+        &self,
+        request: &SealRequest,
+        group: &[Arc<Cache>],
+    ) -> Result<Vec<BlockRange>, SealError> {
+        let Some((newest, older)) = group.split_first().filter(|_| request.fs_aware) else {
+            return Ok(Vec::new());
+        };
+        let Some(unneeded) = &self.unneeded else {
+            let why = "nobody here knows what is in the device";
+            return Err(SealError::Refused(why.into()));
+        };
+        // The base may go over to one that reads the same; seals before this one have ended.
+        let base = image_of(&self.store, &locked(&self.state).base);
+        let (top, frozen) = (Arc::clone(newest), older.to_vec());
+        let frozen = ReadOnly(Arc::new(Overlay::new(self.geometry, top, frozen, base)));
+        let device: Arc<dyn Device> = Arc::new(frozen);
+        unneeded.blocks(&device)
     }
 
     /// The base, protected: it may be replaced, by one that reads the same, while it is being read.

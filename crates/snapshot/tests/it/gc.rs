@@ -263,6 +263,7 @@ fn a_temporary_session_ends_with_its_server() {
         store: Arc::clone(&world.store),
         store_path: "store".into(),
         host: BootHost::new(1),
+        unneeded: None,
         say: Box::new(|_| {}),
     };
     let session = Session::create(around, &name("base"), None).unwrap();
@@ -297,6 +298,7 @@ fn a_temporary_session_is_kept_as_long_as_it_lives() {
                 store: Arc::clone(&world.store),
                 store_path: "store".into(),
                 host: BootHost::new(1),
+                unneeded: None,
                 say: Box::new(|_| {}),
             };
             let _session = Session::create(around, &name("base"), None).unwrap();
@@ -479,6 +481,7 @@ fn one_writer(root: &RealDir, mine: &'static str, store: &Arc<Store>, rounds: u6
         store: Arc::clone(store),
         store_path: "store".into(),
         host: BootHost::new(1),
+        unneeded: None,
         say: Box::new(|why| panic!("{why}")),
     };
     let session = Arc::new(Session::create(around, &name("base"), None).unwrap());

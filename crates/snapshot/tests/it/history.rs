@@ -67,6 +67,7 @@ fn begin(temp: &TempDir, store: &Arc<Store>) -> Session {
         store: Arc::clone(store),
         store_path: temp.path().join("store"),
         host: Arc::new(RealHost) as Arc<dyn Host>,
+        unneeded: None,
         say: Box::new(|text| panic!("{text}")),
     };
     Session::create(around, &name(0), None).unwrap()

@@ -220,6 +220,7 @@ fn the_largest_session() {
             store: Arc::clone(&world.store),
             store_path: "store".into(),
             host: BootHost::new(1),
+            unneeded: None,
             say: Box::new(|_| {}),
         };
         Session::create(around, &name("base"), Some(size_bytes))

@@ -240,6 +240,7 @@ fn what_cannot_be_a_session_is_refused_with_the_reason() {
         store: Arc::clone(&world.store),
         store_path: "store".into(),
         host: BootHost::new(1),
+        unneeded: None,
         say: Box::new(|_| {}),
     };
     let why = |result: Result<Session, SessionError>| result.err().unwrap().to_string();
@@ -362,6 +363,7 @@ fn a_session_that_cannot_begin_is_not_remembered() {
                 store: Arc::clone(&world.store),
                 store_path: "store".into(),
                 host: BootHost::new(1),
+                unneeded: None,
                 say: Box::new(|_| {}),
             };
             faults.add(Rule::once(call, ENOSPC).after(after));

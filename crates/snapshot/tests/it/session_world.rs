@@ -1,17 +1,20 @@
 //! A session in memory, beside an oracle: for every block, all values that were written to it, in
 //! order, and which of them must still be there after a kill, and after a power cut.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cowslip_block::files::Dir;
-use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, Room};
+use cowslip_block::{BlockRange, BlockSize, ByteOffset, ByteRange, Device, Room};
 use cowslip_sim::MemoryFs;
 use cowslip_snapshot::host::Host;
 use cowslip_snapshot::image::Image;
 use cowslip_snapshot::import::{ImportOptions, import};
+use cowslip_snapshot::seal::SealError;
 use cowslip_snapshot::session::{Session, SessionError, SnapshotOptions, Surroundings};
+use cowslip_snapshot::unneeded::Unneeded;
 use cowslip_snapshot::verify::verify;
 use cowslip_snapshot::{Caches, SnapshotName, Store};
 use uuid::Uuid;
@@ -362,7 +365,34 @@ impl World {
     }
 }
 
-fn surroundings(root: &dyn Dir, store: &Arc<Store>, host: Arc<BootHost>) -> Surroundings {
+/// What the first byte is of a device that is exact.
+pub(crate) const EXACT: u8 = b'E';
+/// Blocks that nobody needs then.
+pub(crate) const UNNEEDED: [Range<usize>; 3] = [1..2, 5..7, 12..13];
+
+/// Knows what is in a device: its first byte says it.
+struct FirstByte;
+
+impl Unneeded for FirstByte {
+    fn blocks(&self, frozen: &Arc<dyn Device>) -> Result<Vec<BlockRange>, SealError> {
+        let mut first = [0];
+        frozen.read_at(ByteOffset(0), &mut first)?;
+        if first != [EXACT] {
+            return Err(SealError::Refused(format!(
+                "the first byte is {:#x}",
+                first[0]
+            )));
+        }
+        let range = |b: Range<usize>| BlockRange::new(b.start as u64, b.end as u64);
+        Ok(UNNEEDED.map(range).to_vec())
+    }
+}
+
+pub(crate) fn surroundings(
+    root: &dyn Dir,
+    store: &Arc<Store>,
+    host: Arc<BootHost>,
+) -> Surroundings {
     Surroundings {
         dir: root.open_dir("session").unwrap(),
         path: "session".into(),
@@ -370,6 +400,7 @@ fn surroundings(root: &dyn Dir, store: &Arc<Store>, host: Arc<BootHost>) -> Surr
         store: Arc::clone(store),
         store_path: "store".into(),
         host,
+        unneeded: Some(Arc::new(FirstByte)),
         say: Box::new(|_| {}),
     }
 }
