@@ -30,6 +30,14 @@ const CODES_AND_NAMES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not foun
     different, 6 taken but not stored yet.\n\
     Names of snapshots: 1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit.";
 
+const BUILD: &str = "A command of --run finds the image as its root, /proc and a small /dev where the image has the directories, \
+    this machine's network, and nothing on its standard input; what it deletes leaves no bytes behind. \
+    What is mounted in a directory is left out, and so are sockets. An entry of an archive that could lead out of it, \
+    by .. or through a symbolic link, is refused; of several with one name the last is taken.";
+
+const KERNEL_ARGS: &str = "A kernel without an initrd takes no noatime in rootflags=: it panics. The line leaves it out, and says so: \
+    put it into /etc/fstab, or remount. With --initrd it is there.";
+
 const ATTACHED: &str = "The device's path is the only line on standard output. At the end, what is mounted from it is unmounted; \
     where it is in use, lazily, after two seconds. It needs root, FUSE and loop devices: without them, `cowslip serve` and QEMU, or nbdfuse.";
 
@@ -65,8 +73,12 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Make a snapshot from a disk image
     Import(Import),
-    /// Show the ways in which the file system of a template can be made
+    /// Make a template from a directory or an archive of tar: an ext4 of its own
+    #[command(after_help = BUILD)]
     Build(Build),
+    /// Print the kernel's command line for a guest whose root is this snapshot
+    #[command(after_help = KERNEL_ARGS)]
+    KernelArgs(KernelArgs),
     /// Serve a snapshot as a writable NBD device
     Serve(Serve),
     /// Make a snapshot a block device of this machine, until a signal ends it
@@ -168,9 +180,81 @@ pub(crate) struct Import {
 
 #[derive(Debug, Args)]
 pub(crate) struct Build {
-    /// List the profiles and the knobs that they are made of, each with one line of why
-    #[arg(long, required = true)]
+    /// A directory, or an archive of tar, as it is or compressed by gzip or zstd; - reads an archive from standard input
+    #[arg(value_name = "SOURCE", required_unless_present = "list_profiles")]
+    pub(crate) source: Option<PathBuf>,
+    /// The template's name
+    #[arg(value_parser = snapshot_name(), required_unless_present = "list_profiles")]
+    pub(crate) name: Option<SnapshotName>,
+    /// How large the disk is; what is free of it costs nothing
+    #[arg(long, value_name = "SIZE", default_value = "8G")]
+    pub(crate) size: Size,
+    /// How the file system is made and mounted
+    #[arg(long, value_name = "PROFILE", default_value = crate::profile::DEFAULT)]
+    pub(crate) profile: String,
+    /// Turn one knob more, after those of the profile
+    #[arg(long = "knob", value_name = "KNOB")]
+    pub(crate) knobs: Vec<String>,
+    /// One option of mkfs.ext4 more: --mkfs='-O ^metadata_csum'
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub(crate) mkfs: Vec<String>,
+    /// Mount options more, for guests: commit=30,nodelalloc
+    #[arg(long = "mount", value_name = "OPTIONS")]
+    pub(crate) mount_options: Vec<String>,
+    /// Fill it with debugfs, which needs no privilege: the same input gives the same blocks [default]
+    #[arg(long, conflicts_with_all = ["as_root", "run"])]
+    pub(crate) rootless: bool,
+    /// Fill it through a mount; as root, with loop devices
+    #[arg(long)]
+    pub(crate) as_root: bool,
+    /// Run a command in it before it is closed: /bin/sh -c in the image, as root; implies --as-root
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) run: Vec<String>,
+    /// The file system's label
+    #[arg(long, value_parser = label)]
+    pub(crate) label: Option<String>,
+    /// The file system's UUID [default: one that follows from what is in it]
+    #[arg(long)]
+    pub(crate) uuid: Option<Uuid>,
+    /// Take the name even if another snapshot has it
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// List the profiles, and the knobs that they are made of, each with one line of why
+    #[arg(long, exclusive = true)]
     pub(crate) list_profiles: bool,
+    #[command(flatten)]
+    pub(crate) run_dir: RunDir,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KernelArgs {
+    /// The snapshot
+    #[arg(value_parser = snapshot_name())]
+    pub(crate) name: SnapshotName,
+    /// Who boots it
+    #[arg(long = "for", value_enum, default_value_t = Machine::Firecracker)]
+    pub(crate) machine: Machine,
+    /// The device that is the root
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda")]
+    pub(crate) root: String,
+    /// The guest boots with an initrd, which mounts the root by mount(8) and takes all options
+    #[arg(long)]
+    pub(crate) initrd: bool,
+}
+
+/// Machines that boot a kernel directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Machine {
+    Firecracker,
+    CloudHypervisor,
+    Qemu,
+}
+
+fn label(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=16 if !text.contains(char::is_control) => Ok(text.to_owned()),
+        _ => Err("a label is 1 to 16 bytes".into()),
+    }
 }
 
 /// What a device is and where what is written to it is kept, whatever the front end.

@@ -5,6 +5,7 @@
 //! ```
 
 mod args;
+mod build;
 mod command;
 mod control;
 mod explain;

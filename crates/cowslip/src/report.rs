@@ -65,6 +65,7 @@ impl Reporter {
         };
         let counts = match unit {
             Unit::Bytes => "{binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}",
+            Unit::Files => "{human_pos}/{human_len} files",
             Unit::Blocks => "{human_pos}/{human_len} blocks",
             Unit::Snapshots => "{human_pos}/{human_len} snapshots",
             Unit::Groups => "{human_pos}/{human_len} groups",
@@ -82,6 +83,7 @@ impl Reporter {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
     Bytes,
+    Files,
     Blocks,
     Snapshots,
     Groups,

@@ -64,6 +64,8 @@ pub struct Superblock {
     pub uuid: [u8; 16],
     /// Its label, without the zeros at the end.
     pub label: Vec<u8>,
+    /// The mount options that it carries, without the zeros at the end.
+    pub mount_options: Vec<u8>,
     /// Free blocks, as the superblock says; a mounted kernel writes that seldom.
     pub free_blocks: u64,
     /// The journal's inode, 0 without one.
@@ -156,6 +158,11 @@ impl Superblock {
             uuid,
             label: f
                 .array::<16>(0x78)
+                .into_iter()
+                .take_while(|b| *b != 0)
+                .collect(),
+            mount_options: f
+                .array::<64>(0x200)
                 .into_iter()
                 .take_while(|b| *b != 0)
                 .collect(),

@@ -10,6 +10,7 @@ use cowslip_block::BlockSize;
 use cowslip_block::files::{File, RealFile};
 use cowslip_snapshot::MADE_BY;
 use cowslip_snapshot::error::StoreError;
+use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::import::{ImportOptions, import};
 
 use super::Context;
@@ -39,16 +40,44 @@ pub(super) fn run(context: &Context, args: &Import) -> Result<(), Failure> {
         .map_or(args.image.as_path(), |file| file.path());
     let source = RealFile::open(path).map_err(|e| Failure::file(path, &e))?;
     let size = image_size(&source, &args.image)?;
+    let wanted = Wanted {
+        name: &args.name,
+        replace: args.replace,
+        made_by: MADE_BY.into(),
+    };
+    let info = store_raw(context, &source, size, &wanted);
+    let info = info.map_err(|f| f.about(args.image.display()))?;
+    context.report.result(&info, || {
+        let size = bytes(info.size_bytes);
+        format!("imported {} ({size}): {}", info.name, info.diff())
+    })
+}
+
+/// What becomes of a raw image.
+pub(super) struct Wanted<'a> {
+    pub(super) name: &'a SnapshotName,
+    pub(super) replace: bool,
+    pub(super) made_by: String,
+}
+
+/// Stores a raw image as a template.
+pub(super) fn store_raw(
+    context: &Context,
+    source: &RealFile,
+    size: u64,
+    wanted: &Wanted<'_>,
+) -> Result<Info, Failure> {
+    let store = context.store()?;
     let bar = context.report.progress("importing", Unit::Bytes);
     let options = ImportOptions {
         block_size: BlockSize::DISK,
-        made_by: MADE_BY.into(),
+        made_by: wanted.made_by.clone(),
     };
     let lease = store.lease()?;
     let header = import(
         &store,
         &lease,
-        &source,
+        source,
         size,
         &options,
         &mut |done, total| {
@@ -56,14 +85,10 @@ pub(super) fn run(context: &Context, args: &Import) -> Result<(), Failure> {
         },
     );
     bar.finish_and_clear();
-    let header = header.map_err(|e| Failure::from(e).about(args.image.display()))?;
-    store.commit(&lease, &args.name, &header, args.replace)?;
+    let header = header?;
+    store.commit(&lease, wanted.name, &header, wanted.replace)?;
     // A template has no parent to be named.
-    let info = Info::new(&store, &args.name, &header, &Names::default());
-    context.report.result(&info, || {
-        let size = bytes(info.size_bytes);
-        format!("imported {} ({size}): {}", info.name, info.diff())
-    })
+    Ok(Info::new(&store, wanted.name, &header, &Names::default()))
 }
 
 /// A file's length, or a block device's.

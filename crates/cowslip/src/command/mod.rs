@@ -12,6 +12,7 @@ mod export;
 mod gc;
 mod import;
 mod inspect;
+mod kernel_args;
 mod log;
 mod ls;
 mod mount;
@@ -53,6 +54,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let done = match cli.command {
         Command::Import(args) => import::run(&context, &args),
         Command::Build(args) => build::run(&context, &args),
+        Command::KernelArgs(args) => kernel_args::run(&context, &args),
         Command::Serve(args) => serve::run(&context, &args),
         Command::Attach(args) => attach::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),

@@ -13,7 +13,7 @@ mod knobs;
 mod settings;
 
 pub(crate) use knobs::{KNOBS, Knob};
-pub(crate) use settings::Settings;
+pub(crate) use settings::{Settings, is_of_linux};
 
 /// A named list of knobs.
 #[derive(Debug)]
@@ -82,7 +82,6 @@ pub(crate) const PROFILES: &[Profile] = &[
 ];
 
 /// The profile of this name.
-#[allow(dead_code, reason = "for the commands that build")]
 pub(crate) fn profile(name: &str) -> Option<&'static Profile> {
     PROFILES.iter().find(|profile| profile.name == name)
 }

@@ -36,7 +36,6 @@ impl Settings {
     ///
     /// # Errors
     /// What options there are, for any other.
-    #[allow(dead_code, reason = "for the commands that build")]
     pub(crate) fn add_mkfs_text(&mut self, text: &str) -> Result<(), String> {
         let mut chars = text.strip_prefix('-').unwrap_or("").chars();
         let letter = chars
@@ -105,6 +104,18 @@ impl Settings {
     pub(crate) fn mount_options(&self) -> String {
         self.mount.join(",")
     }
+
+    /// Those of them that are ext4's own: a file system can carry them itself.
+    pub(crate) fn ext4_options(&self) -> String {
+        let own = self.mount.iter().filter(|option| !is_of_linux(option));
+        own.map(String::as_str).collect::<Vec<_>>().join(",")
+    }
+
+    /// Those that Linux has for every file system.
+    pub(crate) fn linux_options(&self) -> String {
+        let of_linux = self.mount.iter().filter(|option| is_of_linux(option));
+        of_linux.map(String::as_str).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// What a word of a list is about: a feature with or without `^`, a setting whatever its value; `nodiscard` and
@@ -122,6 +133,29 @@ fn mount_about(option: &str) -> &str {
         "noatime" | "relatime" | "strictatime" | "atime" => "atime",
         name => name.strip_prefix("no").unwrap_or(name),
     }
+}
+
+/// mount(8) tells the kernel these in flags, not in the text that a file system reads.
+pub(crate) fn is_of_linux(option: &str) -> bool {
+    let names = [
+        "atime",
+        "relatime",
+        "strictatime",
+        "diratime",
+        "lazytime",
+        "sync",
+        "async",
+        "dirsync",
+        "dev",
+        "suid",
+        "exec",
+        "ro",
+        "rw",
+        "iversion",
+        "mand",
+    ];
+    let plain = option.strip_prefix("no").unwrap_or(option);
+    names.contains(&option) || names.contains(&plain)
 }
 
 fn before_equals(word: &str) -> &str {
@@ -172,6 +206,16 @@ mod tests {
             settings(&[], &mount).mount_options(),
             "data=ordered,relatime,nodiscard,commit=60"
         );
+    }
+
+    #[test]
+    fn whose_options() {
+        let all = settings(
+            &[],
+            &["discard,noatime,lazytime,commit=30,nodelalloc,nosuid"],
+        );
+        assert_eq!(all.ext4_options(), "discard,commit=30,nodelalloc");
+        assert_eq!(all.linux_options(), "noatime,lazytime,nosuid");
     }
 
     #[test]

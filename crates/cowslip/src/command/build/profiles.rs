@@ -1,17 +1,11 @@
-//! `cowslip build`: so far, the ways in which a template's file system can be made.
+//! `cowslip build --list-profiles`: the ways in which a template's file system can be made.
 
 use serde::Serialize;
 
-use super::Context;
-use crate::args::Build;
+use crate::command::Context;
 use crate::failure::Failure;
 use crate::profile::{KNOBS, Knob, PROFILES, Profile, Settings};
 use crate::report::table;
-
-pub(super) fn run(context: &Context, args: &Build) -> Result<(), Failure> {
-    debug_assert!(args.list_profiles);
-    list_profiles(context)
-}
 
 /// Its field names are a contract.
 #[derive(Serialize)]
@@ -38,7 +32,7 @@ struct ListedKnob {
     risk: Option<&'static str>,
 }
 
-fn list_profiles(context: &Context) -> Result<(), Failure> {
+pub(super) fn list(context: &Context) -> Result<(), Failure> {
     let profiles = PROFILES.iter().map(|profile: &Profile| {
         let settings = profile.settings();
         ListedProfile {

@@ -1,0 +1,341 @@
+//! A [`Tree`] from an archive of tar: v7, POSIX with its extended records, GNU with its long names, and sparse files of
+//! all kinds.
+//!
+//! An archive is untrusted. Only headers are read here: contents stay where they are, as pieces of the archive, which is
+//! a file that can be read at any place. Invariants: 1. every piece lies within the archive and within its
+//! file's size. 2. What is held in memory for a file is bounded: its records by `RECORDS_BYTES_MAX`, its pieces by what
+//! the archive has of them. 3. An archive ends with a block of zeros: one that does not was cut off.
+//!
+//! Not here: compression (`spool`), and what names mean (`model`).
+
+mod acl;
+mod extended;
+mod header;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use self::extended::{Extended, decimal};
+use self::header::{BLOCK_BYTES, Header, Span, more_sparse};
+use super::content::{Content, Piece};
+use super::model::{Attributes, Kind, Time, Tree};
+use crate::failure::Failure;
+use crate::report::plain;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Of one header of extended records, or one long name.
+const RECORDS_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads the whole archive. A file that is longer than `size_max` is refused. `progress` is told how many bytes
+/// of the archive are done.
+pub(crate) fn read(
+    archive: &Arc<File>,
+    shown: &Path,
+    tree: &mut Tree,
+    size_max: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), Failure> {
+    let end = archive
+        .metadata()
+        .map_err(|e| Failure::file(shown, &e))?
+        .len();
+    let mut reader = Reader {
+        archive,
+        at: 0,
+        end,
+        size_max,
+        global: Extended::default(),
+        local: Extended::default(),
+        name: Vec::new(),
+    };
+    loop {
+        let start = reader.at;
+        match reader.next(tree) {
+            Ok(true) => progress(reader.at),
+            Ok(false) => return Ok(()),
+            Err(why) => {
+                let name = plain(&String::from_utf8_lossy(&reader.name));
+                let who = if name.is_empty() {
+                    String::new()
+                } else {
+                    format!("{name}: ")
+                };
+                let shown = shown.display();
+                return Err(Failure::failed(format!(
+                    "{shown}: {who}{why} (at byte {start})"
+                )));
+            }
+        }
+    }
+}
+
+struct Reader<'a> {
+    archive: &'a Arc<File>,
+    /// The next header.
+    at: u64,
+    end: u64,
+    size_max: u64,
+    /// For all files that follow, and for the next one.
+    global: Extended,
+    local: Extended,
+    /// Of the file that is being read, for messages.
+    name: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// One header, with all that belongs to it. False at the end.
+    fn next(&mut self, tree: &mut Tree) -> Result<bool, String> {
+        let block = self.block()?;
+        if block.iter().all(|b| *b == 0) {
+            return Ok(false);
+        }
+        let header = Header::check(&block)?;
+        match header.kind() {
+            b'x' | b'X' => {
+                let records = self.records(header.size()?)?;
+                self.local.add(&records)?;
+            }
+            b'g' => {
+                let records = self.records(header.size()?)?;
+                self.global.add(&records)?;
+                self.local = self.global.clone();
+            }
+            b'L' => self.local.name = Some(self.long_name(header.size()?)?),
+            b'K' => self.local.link = Some(self.long_name(header.size()?)?),
+            // A volume's name.
+            b'V' => self.skip(header.size()?)?,
+            _ => {
+                let said = std::mem::replace(&mut self.local, self.global.clone());
+                self.name = said
+                    .sparse
+                    .name
+                    .clone()
+                    .or_else(|| said.name.clone())
+                    .unwrap_or_else(|| header.name());
+                self.file(&header, said, tree)?;
+                self.name.clear();
+            }
+        }
+        Ok(true)
+    }
+
+    fn file(&mut self, header: &Header<'_>, said: Extended, tree: &mut Tree) -> Result<(), String> {
+        let name = self.name.clone();
+        let link = || said.link.clone().unwrap_or_else(|| header.link());
+        let kind = match header.kind() {
+            b'1' => return tree.link(&name, &link()),
+            b'2' => Kind::Symlink(target(link())?),
+            b'3' | b'4' => {
+                let (major, minor) = header.device()?;
+                let block = header.kind() == b'4';
+                Kind::Device {
+                    block,
+                    major,
+                    minor,
+                }
+            }
+            b'5' => Kind::Directory(BTreeMap::new()),
+            b'6' => Kind::Fifo,
+            // Before there was a type for directories.
+            0 if name.ends_with(b"/") => Kind::Directory(BTreeMap::new()),
+            0 | b'0' | b'7' | b'S' => Kind::File(self.content(header, &said)?),
+            b'D' => {
+                self.skip(header.size()?)?;
+                Kind::Directory(BTreeMap::new())
+            }
+            b'M' => return Err("it goes on from another volume, which is not supported".into()),
+            other => {
+                return Err(format!(
+                    "a file of type {}, which is not known",
+                    other.escape_ascii()
+                ));
+            }
+        };
+        let modified = match said.modified {
+            Some(time) => time,
+            None => Time {
+                seconds: header.modified()?,
+                nanoseconds: 0,
+            },
+        };
+        let attributes = Attributes {
+            uid: said.uid.map_or_else(|| header.uid(), Ok)?,
+            gid: said.gid.map_or_else(|| header.gid(), Ok)?,
+            mode: header.mode()?,
+            modified,
+            xattrs: said.xattrs,
+        };
+        tree.insert(&name, attributes, kind).map(drop)
+    }
+
+    /// The content of a regular file, which follows its header.
+    fn content(&mut self, header: &Header<'_>, said: &Extended) -> Result<Content, String> {
+        let stored = said.size.map_or_else(|| header.size(), Ok)?;
+        let (spans, size, data) = if header.kind() == b'S' {
+            let (mut spans, mut more, real) = header.sparse()?;
+            while more {
+                let (found, another) = more_sparse(&self.block()?)?;
+                spans.extend(found);
+                more = another;
+            }
+            (spans, real, self.data(stored)?)
+        } else if said.sparse.in_data {
+            let real = said.sparse.size.ok_or("a sparse file without its size")?;
+            let mut data = self.data(stored)?;
+            (self.spans_in(&mut data)?, real, data)
+        } else if let Some(spans) = &said.sparse.spans {
+            let real = said.sparse.size.ok_or("a sparse file without its size")?;
+            (spans.clone(), real, self.data(stored)?)
+        } else {
+            (vec![(0, stored)], stored, self.data(stored)?)
+        };
+        if size > self.size_max {
+            let (size, max) = (
+                crate::report::bytes(size),
+                crate::report::bytes(self.size_max),
+            );
+            return Err(format!("it is {size} long, more than the image, {max}"));
+        }
+        Ok(Content::Pieces {
+            archive: Arc::clone(self.archive),
+            size_bytes: size,
+            pieces: pieces(&spans, size, data)?,
+        })
+    }
+
+    /// Passes over so many bytes; where they begin, and how many they are.
+    fn data(&mut self, len: u64) -> Result<Span, String> {
+        let start = self.at;
+        self.skip(len)?;
+        Ok((start, len))
+    }
+
+    /// The list of pieces that stands before the data, numbers on a line each, up to a whole block.
+    fn spans_in(&self, data: &mut Span) -> Result<Vec<Span>, String> {
+        let mut lines = Lines {
+            reader: self,
+            at: data.0,
+            end: data.0 + data.1,
+            block: Vec::new(),
+            used: 0,
+        };
+        let count = lines.number()?;
+        let mut spans = Vec::new();
+        for _ in 0..count {
+            spans.push((lines.number()?, lines.number()?));
+        }
+        *data = (lines.at, lines.end - lines.at);
+        Ok(spans)
+    }
+
+    fn records(&mut self, len: u64) -> Result<Vec<u8>, String> {
+        if len > RECORDS_BYTES_MAX {
+            return Err(format!("a header of {len} bytes"));
+        }
+        let start = self.at;
+        self.skip(len)?;
+        let mut records = vec![0; usize::try_from(len).expect("at most a MiB")];
+        self.read_at(&mut records, start)?;
+        Ok(records)
+    }
+
+    fn long_name(&mut self, len: u64) -> Result<Vec<u8>, String> {
+        let mut name = self.records(len)?;
+        let end = name.iter().position(|b| *b == 0);
+        name.truncate(end.unwrap_or(name.len()));
+        Ok(name)
+    }
+
+    fn block(&mut self) -> Result<[u8; BLOCK_BYTES], String> {
+        let start = self.at;
+        self.skip(BLOCK)?;
+        let mut block = [0; BLOCK_BYTES];
+        self.read_at(&mut block, start)?;
+        Ok(block)
+    }
+
+    /// Over so many bytes, up to a whole block.
+    fn skip(&mut self, len: u64) -> Result<(), String> {
+        let after = self.at.checked_add(len);
+        let after = after.filter(|after| *after <= self.end);
+        let after = after.ok_or("the archive ends amidst it: it was cut off")?;
+        self.at = after.next_multiple_of(BLOCK);
+        Ok(())
+    }
+
+    fn read_at(&self, buf: &mut [u8], at: u64) -> Result<(), String> {
+        let read = self.archive.read_exact_at(buf, at);
+        read.map_err(|e: io::Error| format!("reading it: {e}"))
+    }
+}
+
+/// Numbers on lines, read block by block.
+struct Lines<'a> {
+    reader: &'a Reader<'a>,
+    /// The next block.
+    at: u64,
+    end: u64,
+    block: Vec<u8>,
+    used: usize,
+}
+
+impl Lines<'_> {
+    fn number(&mut self) -> Result<u64, String> {
+        let mut digits = Vec::new();
+        loop {
+            if self.used == self.block.len() {
+                if self.end - self.at < BLOCK {
+                    return Err("its list of pieces does not end".into());
+                }
+                self.block.resize(BLOCK_BYTES, 0);
+                self.reader.read_at(&mut self.block, self.at)?;
+                self.at += BLOCK;
+                self.used = 0;
+            }
+            let byte = self.block[self.used];
+            self.used += 1;
+            match byte {
+                b'\n' => return decimal(&digits),
+                _ if digits.len() > 20 => return Err("its list of pieces is none".into()),
+                _ => digits.push(byte),
+            }
+        }
+    }
+}
+
+/// What a symbolic link says. Linux takes no empty one and none of more than a page.
+fn target(target: Vec<u8>) -> Result<Vec<u8>, String> {
+    if target.is_empty() || target.len() > 4095 || target.contains(&0) {
+        return Err("a symbolic link to what Linux takes for no name".into());
+    }
+    Ok(target)
+}
+
+/// Invariant 1: in order, side by side in the data, within the file.
+fn pieces(spans: &[Span], size: u64, data: Span) -> Result<Vec<Piece>, String> {
+    let (start, len) = data;
+    let mut pieces = Vec::new();
+    let (mut done, mut used) = (0u64, 0u64);
+    for (at, bytes) in spans.iter().copied() {
+        let end = at
+            .checked_add(bytes)
+            .filter(|end| *end <= size && at >= done);
+        done = end.ok_or("its pieces are not in order, or not within it")?;
+        if used + bytes > len {
+            return Err("its pieces are more than the archive has of it".into());
+        }
+        if bytes > 0 {
+            pieces.push(Piece {
+                at,
+                from: start + used,
+                len: bytes,
+            });
+        }
+        used += bytes;
+    }
+    Ok(pieces)
+}
