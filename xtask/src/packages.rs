@@ -109,11 +109,15 @@ pub(crate) const TESTS: &[Need] = &[
         "mkfs through FUSE, block devices, ext4 in use",
     ),
     need(
-        "blkid, blkdiscard, blockdev, fallocate, fstrim, fsfreeze",
+        "blkid, blkdiscard, blockdev, fallocate, findmnt, fsfreeze, fstrim, setpriv",
         Some("util-linux"),
-        || all(&["blkid", "blkdiscard", "blockdev"]) && all(&["fallocate", "fstrim", "fsfreeze"]),
-        "block devices",
+        || {
+            all(&["blkid", "blkdiscard", "blockdev", "fallocate"])
+                && all(&["findmnt", "fsfreeze", "fstrim", "setpriv"])
+        },
+        "block devices, the lab",
     ),
+    need("sqlite3", Some("sqlite3"), || all(&["sqlite3"]), "the lab"),
     need(
         "mkfs.xfs",
         Some("xfsprogs"),

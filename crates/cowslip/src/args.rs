@@ -1,14 +1,17 @@
 //! What can be typed. Help texts are the first thing that many people read of cowslip.
 
+mod values;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::SnapshotName;
 use uuid::Uuid;
+
+pub(crate) use self::values::{Address, Size};
 
 /// The snapshot storage engine for microVM sandboxes.
 #[derive(Debug, Parser)]
@@ -55,6 +58,11 @@ const SNAPSHOT_PENDING: &str = "A snapshot of a session that is being served is 
 const QUIESCE: &str = "In this order: sync, trim (FITRIM), checkpoint of ext4's journal (Linux 5.14), and the command, if there is one, in the \
     frozen file system. It is thawed when the command ends or fails, on a signal, after --timeout, and also when \
     this program is killed. A step that the file system, the device or the kernel does not know is left out, with the reason. It needs root.";
+
+const LAB: &str = "A variant is a profile, or plain+KNOB (`cowslip build --list-profiles`). Each runs each workload on the kernel's ext4 over a \
+    block device of ours; the diff at each stage (no sync, sync, frozen, quiesced) stands beside the blocks that the workload really changed. Results: \
+    results.jsonl, a line a cell, which the next run goes on from; results.tsv, results.json, report.md, report.html. Some 30 minutes \
+    and 4 GB on two cores. It needs root, FUSE, loop devices, e2fsprogs and sqlite3; what it mounts it unmounts, also when it is interrupted.";
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
@@ -121,6 +129,9 @@ pub(crate) enum Command {
     /// In a guest, just before a snapshot: take out of a mounted file system what the snapshot need not hold
     #[command(after_help = QUIESCE)]
     Quiesce(Quiesce),
+    /// Measure what the knobs of ext4 are worth: workloads on each, the diffs, and what they had to be
+    #[command(after_help = LAB)]
+    Lab(Lab),
     /// Thaws what `quiesce` froze, if that cannot
     #[command(hide = true)]
     ThawGuard(ThawGuard),
@@ -469,6 +480,29 @@ pub(crate) struct Quiesce {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Lab {
+    /// Where results and the store of the lab are kept; what was measured there before is not measured again
+    /// [default: cowslip-lab; with --quick, a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// A few variants and workloads, at a seventh of their size: below two minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Only these variants
+    #[arg(long = "variant", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) variants: Vec<String>,
+    /// Only these workloads
+    #[arg(long = "workload", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) workloads: Vec<String>,
+    /// Cells that run at the same time
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub(crate) jobs: u8,
+    /// The seed of the workloads; the same seed writes the same files
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ThawGuard {
     pub(crate) mountpoint: PathBuf,
     #[arg(long, value_parser = humantime::parse_duration)]
@@ -490,70 +524,6 @@ fn snapshot_name() -> impl TypedValueParser<Value = SnapshotName> {
     OsStringValueParser::new().try_map(|text| text.to_string_lossy().parse::<SnapshotName>())
 }
 
-/// Where an NBD server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
-    /// A unix socket.
-    Unix(PathBuf),
-    /// Host and port.
-    Tcp(String),
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            Some(("tcp", at))
-                if at
-                    .rsplit_once(':')
-                    .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok()) =>
-            {
-                Ok(Self::Tcp(at.to_owned()))
-            }
-            _ => Err("an address is unix:PATH or tcp:HOST:PORT".into()),
-        }
-    }
-}
-
-/// A size in bytes: digits, and perhaps K, M, G, T or P (powers of 1024; `8G`, `8GiB`, `8GB` are
-/// the same).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit = unit.trim().to_ascii_uppercase();
-        let letter = unit
-            .strip_suffix("IB")
-            .or(unit.strip_suffix('B'))
-            .unwrap_or(&unit);
-        let shift = match letter {
-            "" => 0,
-            "K" => 10,
-            "M" => 20,
-            "G" => 30,
-            "T" => 40,
-            "P" => 50,
-            _ => return Err("a size is digits and perhaps K, M, G, T or P".into()),
-        };
-        let number: u64 = number
-            .parse()
-            .map_err(|_| "a size begins with digits".to_owned())?;
-        number
-            .checked_mul(1 << shift)
-            .map(Self)
-            .ok_or_else(|| "that size is too large".into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -568,34 +538,5 @@ mod tests {
     #[test]
     fn the_help_says_the_rule_for_names() {
         assert!(CODES_AND_NAMES.contains(SnapshotName::RULE));
-    }
-
-    #[test]
-    fn sizes() {
-        let good = [
-            ("0", 0),
-            ("4096", 4096),
-            ("1K", 1024),
-            ("8G", 8 << 30),
-            ("2gib", 2 << 30),
-        ];
-        for (text, bytes) in good {
-            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
-        }
-        for bad in ["", "G", "-1", "1.5G", "8X", "99999999999P", "1 2"] {
-            assert!(bad.parse::<Size>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn addresses() {
-        assert_eq!("unix:/a:b".parse(), Ok(Address::Unix("/a:b".into())));
-        assert_eq!(
-            "tcp:[::1]:10809".parse(),
-            Ok(Address::Tcp("[::1]:10809".into()))
-        );
-        for bad in ["", "unix:", "tcp:host", "tcp::1", "tcp:h:99999", "/path"] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
-        }
     }
 }

@@ -11,7 +11,9 @@ mod control;
 mod explain;
 mod failure;
 mod fs_aware;
+mod lab;
 mod profile;
+mod random;
 mod report;
 mod sys;
 

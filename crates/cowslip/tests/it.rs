@@ -41,6 +41,8 @@ mod history;
 mod images;
 #[path = "it/kill.rs"]
 mod kill;
+#[path = "it/lab.rs"]
+mod lab;
 #[path = "it/mixed.rs"]
 mod mixed;
 #[path = "it/qemu.rs"]

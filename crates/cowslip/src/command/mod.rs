@@ -13,6 +13,7 @@ mod gc;
 mod import;
 mod inspect;
 mod kernel_args;
+mod lab;
 mod log;
 mod ls;
 mod mount;
@@ -73,6 +74,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Compact(args) => compact::run(&context, &args),
         Command::Sessions(args) => sessions::run(&context, &args),
         Command::Quiesce(args) => quiesce::run(&context, &args),
+        Command::Lab(args) => lab::run(&context, &args),
         Command::ThawGuard(args) => quiesce::guard(&args),
         Command::Demo(args) => demo::run(&context, &args),
         Command::Completions { shell } => {
@@ -115,7 +117,7 @@ impl Context {
     }
 }
 
-fn open_store(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
+pub(crate) fn open_store(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
     let dir = RealDir::open(path).map_err(|e| no_dir(path, &e))?;
     let store = Store::open(&dir, Arc::new(RealHost), caches);
     Ok(Arc::new(

@@ -9,7 +9,6 @@
 //! - `workload.rs`: what the client writes, and the oracle;
 //! - `story.rs`: what the user reads.
 
-mod random;
 mod stage;
 mod story;
 mod workload;

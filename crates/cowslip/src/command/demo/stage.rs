@@ -72,7 +72,7 @@ impl Stage {
         std::fs::create_dir(&tree).map_err(failed)?;
         for i in 0..FILES {
             let len = usize::try_from(FILE_BYTES).expect("small");
-            let bytes = super::random::random_bytes(1000 + i, len);
+            let bytes = crate::random::random_bytes(1000 + i, len);
             std::fs::write(tree.join(format!("file-{i}")), bytes).map_err(failed)?;
         }
         let mkfs = find_mkfs()?;

@@ -21,9 +21,9 @@ use cowslip_nbd::Client;
 use cowslip_nbd::client::{ClientError, Command};
 use serde::Serialize;
 
-use super::random::{Random, random_bytes};
 use super::stage::IMAGE_BYTES;
 use crate::failure::Failure;
+use crate::random::{Random, random_bytes};
 
 const SLOT: usize = 64 << 10;
 const SLOTS: usize = 640;
