@@ -16,6 +16,17 @@ use std::sync::Arc;
 
 pub use self::real::{RealDir, RealFile};
 
+/// Which directory it is, whatever it is called: a rename keeps it, a copy has another. Two file systems
+/// may have the same in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Its inode number.
+    pub inode: u64,
+    /// When it was made, in nanoseconds since 1970; 0 where the file system does not say. Numbers of
+    /// inodes are given out again.
+    pub born_unix_ns: i128,
+}
+
 /// One open directory.
 pub trait Dir: Send + Sync + Debug {
     /// Creates a file that must not be there yet, for reading and writing.
@@ -85,6 +96,12 @@ pub trait Dir: Send + Sync + Debug {
     /// # Errors
     /// The file system's own.
     fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn Lock>>>;
+
+    /// Which directory this is.
+    ///
+    /// # Errors
+    /// The file system's own.
+    fn identity(&self) -> io::Result<Identity>;
 
     /// For implementations of [`Dir::rename_new`] and [`Dir::rename_into`]: who the other is.
     fn as_any(&self) -> &dyn std::any::Any;

@@ -114,6 +114,9 @@ impl From<StoreError> for Failure {
             StoreError::NoSession { .. } => {
                 failure(Kind::NotFound).hint("`cowslip sessions` lists them")
             }
+            StoreError::BaseGone { .. } => failure(Kind::NotFound).hint(
+                "its own bytes are whole; another copy of the store may have what is missing",
+            ),
             StoreError::NotAStore { .. } => failure(Kind::NotFound)
                 .hint("--store DIR or COWSLIP_STORE says where it is; `cowslip import` makes one"),
             StoreError::Corrupt { .. } => failure(Kind::Corrupt),

@@ -19,7 +19,7 @@ use std::any::Any;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cowslip_block::files::{Access, Dir, File, Lock};
+use cowslip_block::files::{Access, Dir, File, Identity, Lock};
 
 /// The disk is broken.
 pub const EIO: i32 = 5;
@@ -260,6 +260,10 @@ impl Dir for FaultyDir {
     fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn Lock>>> {
         self.faults.check(Call::Lock, &[name])?;
         self.inner.try_lock(name)
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        self.inner.identity()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -84,6 +84,14 @@ pub enum StoreError {
         /// The id.
         id: uuid::Uuid,
     },
+    /// A session stands on a header that was collected.
+    #[error("headers/{base}, which the session stands on, is not in the store any more: {why}")]
+    BaseGone {
+        /// What it stands on.
+        base: crate::ids::HeaderId,
+        /// How it came to that.
+        why: String,
+    },
     /// The directory is no store.
     #[error("the directory is not a cowslip store: {why}")]
     NotAStore {

@@ -28,9 +28,9 @@ use uuid::Uuid;
 use crate::codec::Hash;
 use crate::error::StoreError;
 use crate::header::{Header, Node, Slot};
-use crate::ids::{HeaderId, LayerId};
+use crate::ids::{HeaderId, LayerId, canonical};
 use crate::roots::lease::Protected;
-use crate::roots::{Lease, RootLock, SessionRecord};
+use crate::roots::{Collecting, Lease, RootLock, SessionRecord};
 use crate::store::Store;
 
 /// With roots that change under its hands each time.
@@ -66,6 +66,10 @@ pub fn collect(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Collected, StoreError> {
     let dirs = store.dirs();
+    let _here = match dry_run {
+        true => None,
+        false => Some(Collecting::begin(dirs.leases)?),
+    };
     let listed = [
         (Kind::Layer, list(dirs.layers, "layers")?),
         (Kind::Header, list(dirs.headers, "headers")?),
@@ -137,7 +141,7 @@ fn read_roots(store: &Store, dry_run: bool) -> Result<Roots, StoreError> {
     let lock = RootLock::take(dirs.leases)?;
     let mut roots = Roots::default();
     for name in list(dirs.leases, "leases")? {
-        let Ok(id) = Uuid::parse_str(&name) else {
+        let Some(id) = canonical(&name) else {
             continue;
         };
         let held = dirs.leases.try_lock(&name);
@@ -216,7 +220,7 @@ fn mark(
                 marked.headers.insert(*id);
                 // One that is being read is walked. One that is not there yet is built from
                 // nodes that its parent keeps, and its parent is a root of its own.
-                if let Ok(header) = store.open_header(*id) {
+                if let Some(header) = store.find_header(*id)? {
                     marked.walk(&header)?;
                 }
             }
@@ -254,11 +258,11 @@ impl Marked {
     }
 
     fn needs(&self, kind: Kind, name: &str, roots: &Roots) -> bool {
-        let id = Uuid::parse_str(name);
+        let id = canonical(name);
         match kind {
             // A name that is none of ours is left alone.
-            Kind::Layer => id.map_or(true, |id| self.layers.contains(&LayerId(id))),
-            Kind::Header => id.map_or(true, |id| self.headers.contains(&HeaderId(id))),
+            Kind::Layer => id.is_none_or(|id| self.layers.contains(&LayerId(id))),
+            Kind::Header => id.is_none_or(|id| self.headers.contains(&HeaderId(id))),
             Kind::Pending => Lease::of_pending(name).is_some_and(|id| roots.alive.contains(&id)),
         }
     }

@@ -1,11 +1,13 @@
-//! Names of stored things: [`LayerId`], [`HeaderId`], [`SnapshotName`].
+//! Names of stored things: [`LayerId`], [`HeaderId`], [`SnapshotName`]; and of directories: [`DirId`].
 //!
 //! Ids are made by the host and never reused. A snapshot's name is a file name and is typed by
 //! people: its rule is enforced by the only way to make one, [`SnapshotName::from_str`].
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
+use cowslip_block::files::{Dir, Identity};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -50,6 +52,30 @@ impl fmt::Display for HeaderId {
 impl fmt::Debug for HeaderId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "header {}", self.0)
+    }
+}
+
+/// The id that a file is named after, in the one form that we write: others are files of others.
+pub(crate) fn canonical(name: &str) -> Option<Uuid> {
+    let id = Uuid::parse_str(name).ok()?;
+    (id.to_string() == name).then_some(id)
+}
+
+/// Which directory, as it is written down: a rename keeps it, a copy has another (see [`Identity`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirId(String);
+
+impl DirId {
+    /// Of this one.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn of(dir: &dyn Dir) -> io::Result<Self> {
+        let Identity {
+            inode,
+            born_unix_ns,
+        } = dir.identity()?;
+        Ok(Self(format!("{inode}@{born_unix_ns}")))
     }
 }
 

@@ -22,6 +22,7 @@
 mod open;
 mod removed;
 mod resolve;
+mod sessions;
 
 use std::fmt;
 use std::io;
@@ -36,13 +37,13 @@ use crate::complaints::Complaints;
 use crate::error::{ObjectError, StoreError};
 use crate::header::{self, Header, HeaderSpec, Nodes, Relocation, UncheckedHeader, object_name};
 use crate::host::Host;
-use crate::ids::{HeaderId, LayerId, SnapshotName};
+use crate::ids::{DirId, HeaderId, LayerId, SnapshotName};
 use crate::layer::{Layer, LayerWriter};
 use crate::pending::Pending;
 use crate::reads::{Reads, StoreReads};
 use crate::record::{self, Record};
 use crate::roots::lease::Protected;
-use crate::roots::{Lease, RootLock, SessionRecord};
+use crate::roots::{Lease, RootLock};
 
 pub use crate::caches::Caches;
 
@@ -95,6 +96,7 @@ pub struct StandsFor {
 /// A store, open. Everything may be called from any thread.
 pub struct Store {
     host: Arc<dyn Host>,
+    directory: DirId,
     layers: Arc<dyn Dir>,
     headers: Arc<dyn Dir>,
     snapshots: Arc<dyn Dir>,
@@ -120,6 +122,11 @@ impl Store {
     /// The machine below.
     pub fn host(&self) -> &Arc<dyn Host> {
         &self.host
+    }
+
+    /// Which directory the store is.
+    pub fn directory(&self) -> &DirId {
+        &self.directory
     }
 
     /// Protects what an operation is about to write, until it is dropped.
@@ -409,79 +416,6 @@ impl Store {
         let file = self.snapshots.open(name.as_str(), Access::Read);
         let file = file.map_err(|e| absent_or_io(name, "opening", e))?;
         Record::read(file.as_ref(), name).map_err(|e| e.of(record_name(name)))
-    }
-
-    /// The sessions that need something of this store, as far as they are known to it.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Io`.
-    pub fn sessions(&self) -> Result<Vec<SessionRecord>, StoreError> {
-        SessionRecord::list(&*self.sessions)
-    }
-
-    /// What is noted of one session; nothing where that cannot be read, to be noted again.
-    pub(crate) fn session(&self, id: Uuid) -> Option<SessionRecord> {
-        SessionRecord::read(&*self.sessions, &id.to_string()).ok()?
-    }
-
-    /// What is noted of one session, if it is there.
-    pub(crate) fn session_record(&self, id: Uuid) -> Result<Option<SessionRecord>, StoreError> {
-        SessionRecord::read(&*self.sessions, &id.to_string())
-    }
-
-    /// Notes what a session needs, durably.
-    ///
-    /// # Errors
-    /// `NoSpace`, `Io`.
-    pub fn put_session(&self, record: &SessionRecord) -> Result<(), StoreError> {
-        record.put(&RootLock::take(&self.leases)?, &self.sessions)
-    }
-
-    /// Tells a session that `new` is the same image as `old`, which it stands on; both are kept until it
-    /// has gone over. Nothing where it does not stand on that any more.
-    pub(crate) fn move_session(
-        &self,
-        id: Uuid,
-        old: HeaderId,
-        new: HeaderId,
-    ) -> Result<Option<SessionRecord>, StoreError> {
-        let roots = RootLock::take(&self.leases)?;
-        let found = SessionRecord::read(&*self.sessions, &id.to_string())?;
-        let Some(mut record) = found.filter(|r| r.headers == [old] && r.moved.is_none()) else {
-            return Ok(None);
-        };
-        record.headers.push(new);
-        record.moved = Some(new);
-        record.put(&roots, &self.sessions)?;
-        Ok(Some(record))
-    }
-
-    /// A session has gone over to what it was moved to. One that was forgotten meanwhile stays so.
-    pub(crate) fn settle_session(&self, id: Uuid, base: HeaderId) -> Result<(), StoreError> {
-        let roots = RootLock::take(&self.leases)?;
-        match SessionRecord::read(&*self.sessions, &id.to_string())? {
-            Some(record) if record.moved == Some(base) => SessionRecord {
-                headers: vec![base],
-                moved: None,
-                ..record
-            }
-            .put(&roots, &self.sessions),
-            _ => Ok(()),
-        }
-    }
-
-    /// The life of a temporary session: its record counts as long as this is held, whatever can be
-    /// seen of its directory.
-    pub(crate) fn lease_session(&self, id: Uuid) -> Result<Lease, StoreError> {
-        Lease::take(&self.leases, id)
-    }
-
-    /// Forgets a session: nothing is kept for it any more.
-    ///
-    /// # Errors
-    /// `NoSession`, `Io`.
-    pub fn forget_session(&self, id: Uuid) -> Result<(), StoreError> {
-        SessionRecord::remove(id, &RootLock::take(&self.leases)?, &self.sessions)
     }
 
     pub(crate) fn nodes(&self) -> &Arc<Nodes> {

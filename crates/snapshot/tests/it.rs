@@ -5,6 +5,8 @@
 mod compact;
 #[path = "it/compact_session.rs"]
 mod compact_session;
+#[path = "it/copies.rs"]
+mod copies;
 #[path = "it/damage.rs"]
 mod damage;
 #[path = "it/diff.rs"]

@@ -5,10 +5,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{self as sys, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom};
+use rustix::fs::{
+    self as sys, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags,
+};
 use rustix::io::Errno;
 
-use super::{Access, Dir, File, Lock};
+use super::{Access, Dir, File, Identity, Lock};
 
 /// A directory of the real file system.
 #[derive(Debug)]
@@ -144,6 +146,30 @@ impl Dir for RealDir {
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let stat = match sys::statx(&self.0, "", AtFlags::EMPTY_PATH, wanted) {
+            Ok(stat) => stat,
+            // A kernel, or a sandbox, without it.
+            Err(Errno::NOSYS | Errno::PERM) => {
+                let inode = sys::fstat(&self.0)?.st_ino;
+                let born_unix_ns = 0;
+                return Ok(Identity {
+                    inode,
+                    born_unix_ns,
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let said = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let born =
+            i128::from(stat.stx_btime.tv_sec) * 1_000_000_000 + i128::from(stat.stx_btime.tv_nsec);
+        Ok(Identity {
+            inode: stat.stx_ino,
+            born_unix_ns: if said { born } else { 0 },
+        })
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -10,7 +10,7 @@ use cowslip_snapshot::compact::{
     Around, Compacted, Options, Policy, Progress, Reach, compact, survey,
 };
 use cowslip_snapshot::roots::SessionRecord;
-use cowslip_snapshot::session::go_over;
+use cowslip_snapshot::session::{Over, go_over};
 use cowslip_snapshot::store::Store;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -149,19 +149,19 @@ fn go_over_all(store: &Store, moved: &[SessionRecord], stop: &AtomicBool) {
         let now = store.sessions().unwrap_or_default();
         now.iter().any(|r| r.id == record.id && r.moved.is_some())
     };
-    let at_rest = |record: &&SessionRecord| {
+    let is_served = |record: &&SessionRecord| {
         let dir = RealDir::open(&record.path);
         match dir.map(|dir| go_over(&dir, store, record)) {
-            Ok(Ok(over)) => over,
+            Ok(Ok(over)) => over == Over::InUse,
             Ok(Err(error)) => {
                 complain(&format!("{}: {error}", record.path.display()));
-                true
+                false
             }
             // It may have been moved, and goes over when it is opened.
-            Err(_) => true,
+            Err(_) => false,
         }
     };
-    let served: Vec<_> = moved.iter().filter(|record| !at_rest(record)).collect();
+    let served: Vec<_> = moved.iter().filter(is_served).collect();
     while served.iter().any(&still) {
         if Instant::now() > give_up || stop.load(Ordering::Relaxed) {
             return;

@@ -1,12 +1,13 @@
 //! `cowslip sessions`: the sessions that a store keeps something for, and the snapshots on their way
 //! in those that are being served.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_snapshot::roots::SessionRecord;
-use cowslip_snapshot::session::Manifest;
+use cowslip_snapshot::session::{SessionError, forget, is_in};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -42,7 +43,12 @@ struct Row {
 pub(super) fn run(context: &Context, args: &Sessions) -> Result<(), Failure> {
     let store = context.store()?;
     if let Some(id) = args.forget {
-        store.forget_session(id)?;
+        let open = |path: &Path| Some(Arc::new(RealDir::open(path).ok()?) as Arc<dyn Dir>);
+        forget(&store, id, open).map_err(|error| match error {
+            SessionError::InUse => Failure::failed(format!("session {id} is being served"))
+                .hint("end its server first: a collection would take away what it reads"),
+            other => other.into(),
+        })?;
         return context
             .report
             .result(&serde_json::json!({ "forgotten": id }), || {
@@ -128,13 +134,10 @@ fn way_cells(sealing: &Sealing) -> Vec<String> {
 
 fn state_of(record: &SessionRecord) -> State {
     match RealDir::open(&record.path) {
-        Ok(dir) => match Manifest::read(&dir) {
-            Ok(Some(manifest)) if manifest.id == record.id => match dir.try_lock("lock") {
-                Ok(None) => State::Served,
-                _ => State::AtRest,
-            },
-            _ => State::Missing,
+        Ok(dir) if is_in(record, &dir) => match dir.try_lock("lock") {
+            Ok(None) => State::Served,
+            _ => State::AtRest,
         },
-        Err(_) => State::Missing,
+        _ => State::Missing,
     }
 }

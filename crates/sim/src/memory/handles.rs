@@ -5,7 +5,7 @@ use std::any::Any;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
-use cowslip_block::files::{Access, Dir, File, Lock};
+use cowslip_block::files::{Access, Dir, File, Identity, Lock};
 
 use super::content;
 use super::disk::{Disk, Open, ROOT};
@@ -191,6 +191,14 @@ impl Dir for MemoryDir {
         let free = disk.locked.insert(inode);
         let fs = self.fs.clone();
         Ok(free.then(|| Box::new(MemoryLock { fs, inode }) as Box<dyn Lock>))
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        self.fs.disk().look()?;
+        Ok(Identity {
+            inode: self.inode.0,
+            born_unix_ns: 0,
+        })
     }
 
     fn as_any(&self) -> &dyn Any {

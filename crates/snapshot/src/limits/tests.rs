@@ -224,6 +224,7 @@ fn the_longest_session_record_is_read_and_a_longer_one_not_written() {
         version: SessionRecord::VERSION,
         id: Uuid::from_u128(5),
         path: "p".repeat(len).into(),
+        directory: None,
         temporary: false,
         headers: vec![id(1)],
         moved: None,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::RootLock;
 use crate::error::StoreError;
-use crate::ids::{HeaderId, LayerId};
+use crate::ids::{HeaderId, LayerId, canonical};
 use crate::limits::LEASE_BYTES_MAX;
 
 /// Something that must not be collected.
@@ -101,7 +101,7 @@ impl Lease {
 
     /// Whose is a file in `tmp/`?
     pub(crate) fn of_pending(name: &str) -> Option<Uuid> {
-        Uuid::parse_str(name.split_once('.')?.0).ok()
+        canonical(name.split_once('.')?.0)
     }
 
     /// What the lease `name` lists. Nothing where it has ended meanwhile: what it protected has a

@@ -18,7 +18,10 @@
 //! - Whoever makes the set of roots smaller, or takes over from a name, holds `RootLock`; so does the
 //!   collector while it reads them (leases, then names, then sessions). It has listed the objects
 //!   before, so that what is younger than its list is no concern of its.
+//! - Who makes a root of something that perhaps nothing kept waits for the collections that run
+//!   (`collecting.rs`), and looks whether it is all there.
 
+pub(crate) mod collecting;
 pub(crate) mod lease;
 pub(crate) mod sessions;
 
@@ -29,6 +32,7 @@ use cowslip_block::files::{Dir, Lock};
 
 use crate::error::StoreError;
 
+pub(crate) use self::collecting::Collecting;
 pub use self::lease::Lease;
 pub use self::sessions::SessionRecord;
 

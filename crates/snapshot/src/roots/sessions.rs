@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::RootLock;
 use crate::checked_json;
 use crate::error::StoreError;
-use crate::ids::HeaderId;
+use crate::ids::{DirId, HeaderId, canonical};
 use crate::limits::SESSION_RECORD_BYTES_MAX;
 
 /// A session, as its store knows it.
@@ -26,6 +26,9 @@ pub struct SessionRecord {
     pub id: Uuid,
     /// Where its directory was when it was last opened.
     pub path: PathBuf,
+    /// Which directory that is, wherever it is by now. A copy of it is another session.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub directory: Option<DirId>,
     /// It goes with the server that began it.
     pub temporary: bool,
     /// What it needs.
@@ -74,7 +77,7 @@ impl SessionRecord {
             .list()
             .map_err(|e| StoreError::io("listing sessions/", e))?;
         let mut records = Vec::new();
-        for name in names.iter().filter(|n| Uuid::parse_str(n).is_ok()) {
+        for name in names.iter().filter(|n| canonical(n).is_some()) {
             // One that is not there was forgotten since the directory was listed.
             records.extend(Self::read(sessions, name)?);
         }

@@ -20,7 +20,7 @@ use super::manifest::Manifest;
 use super::{Session, SessionError, image_of, locked};
 use crate::error::StoreError;
 use crate::header::Header;
-use crate::ids::HeaderId;
+use crate::ids::{DirId, HeaderId};
 use crate::roots::SessionRecord;
 use crate::store::Store;
 
@@ -84,35 +84,63 @@ impl Session {
     }
 }
 
-/// Makes a session that nobody serves go over. False where it has nothing to go over to, or somebody
-/// has it open, who will see to it.
+/// What became of a session that should go over while nobody serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// It has.
+    Done,
+    /// Somebody has it open, who will see to it.
+    InUse,
+    /// It has nothing to go over to; or what is in the directory is not that session, or not known for
+    /// certain to be it: it goes over when it is opened.
+    Not,
+}
+
+/// Makes a session that nobody serves go over.
 ///
 /// # Errors
 /// [`SessionError`]; the session stays where it is.
-pub fn go_over(dir: &dyn Dir, store: &Store, record: &SessionRecord) -> Result<bool, SessionError> {
-    // Not a session, or another one: no lock file is left there.
-    if Manifest::read(dir)?.is_none_or(|m| m.id != record.id) {
-        return Ok(false);
+pub fn go_over(dir: &dyn Dir, store: &Store, record: &SessionRecord) -> Result<Over, SessionError> {
+    // Another's: no lock file is left there.
+    if manifest_of(dir, store, record)?.is_none() {
+        return Ok(Over::Not);
     }
     let _lock = match take_lock(dir) {
-        Err(SessionError::InUse) => return Ok(false),
+        Err(SessionError::InUse) => return Ok(Over::InUse),
         other => other?,
     };
-    let Some(mut manifest) = Manifest::read(dir)?.filter(|m| m.id == record.id) else {
-        return Ok(false);
+    let Some(mut manifest) = manifest_of(dir, store, record)? else {
+        return Ok(Over::Not);
     };
     let Some(record) = store.session(manifest.id) else {
-        return Ok(false);
+        return Ok(Over::Not);
     };
     let Some(header) = moved(store, &record, &*store.open_header(manifest.base)?)? else {
-        return Ok(false);
+        return Ok(Over::Not);
     };
     manifest.base = header.id();
     manifest
         .write(dir)
         .map_err(|e| SessionError::io("writing session.json", e))?;
     store.settle_session(record.id, header.id())?;
-    Ok(true)
+    Ok(Over::Done)
+}
+
+/// The manifest, if this is the record's directory, and the session's store: a copy of either is another's,
+/// and says nothing about what that needs.
+fn manifest_of(
+    dir: &dyn Dir,
+    store: &Store,
+    record: &SessionRecord,
+) -> Result<Option<Manifest>, SessionError> {
+    let here =
+        DirId::of(dir).map_err(|e| SessionError::io("looking at the session directory", e))?;
+    if record.directory != Some(here) {
+        return Ok(None);
+    }
+    let is_it =
+        |m: &Manifest| m.id == record.id && m.store_directory.as_ref() == Some(store.directory());
+    Ok(Manifest::read(dir)?.filter(is_it))
 }
 
 /// What a compaction made of `base`.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::SessionError;
 use crate::checked_json;
-use crate::ids::{HeaderId, SnapshotName};
+use crate::ids::{DirId, HeaderId, SnapshotName};
 use crate::limits::{FROZEN_CACHES_MAX, SESSION_MANIFEST_BYTES_MAX};
 use crate::seal::SealRequest;
 
@@ -28,6 +28,9 @@ pub struct Manifest {
     pub id: Uuid,
     /// Where the store was when the session was last opened.
     pub store: PathBuf,
+    /// Which directory that is: a copy of a store has the same paths in it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub store_directory: Option<DirId>,
     /// The name of the snapshot that it began from.
     pub began_from: SnapshotName,
     /// The header that everything below the caches is read from.
@@ -123,6 +126,7 @@ mod tests {
             version: VERSION,
             id: Uuid::from_u128(1),
             store: "store".into(),
+            store_directory: None,
             began_from: name.clone(),
             base: HeaderId(Uuid::from_u128(2)),
             base_name: name,

@@ -28,6 +28,7 @@
 
 mod directory;
 mod error;
+mod forget;
 mod freeze;
 mod go_over;
 mod manifest;
@@ -52,16 +53,17 @@ use uuid::Uuid;
 
 use self::directory::{refuse_foreign, remove_unlisted, take_lock};
 pub use self::error::SessionError;
+pub use self::forget::{forget, is_in};
 pub use self::freeze::SnapshotOptions;
 use self::freeze::settle_seals;
-pub use self::go_over::go_over;
+pub use self::go_over::{Over, go_over};
 pub use self::manifest::{CacheEntry, Manifest};
 pub use self::queued::{Attempts, Seal};
 pub use self::workers::Workers;
 use crate::error::StoreError;
 use crate::header::Header;
 use crate::host::Host;
-use crate::ids::{HeaderId, SnapshotName};
+use crate::ids::{DirId, HeaderId, SnapshotName};
 use crate::image::Image;
 use crate::roots::{Lease, SessionRecord};
 use crate::store::Store;
@@ -144,16 +146,19 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// What the store is to know of a session.
-    fn record(&self, id: Uuid, headers: Vec<HeaderId>) -> SessionRecord {
-        SessionRecord {
+    /// What the store is to know of a session that stands on `base`.
+    fn record(&self, id: Uuid, base: HeaderId) -> Result<SessionRecord, SessionError> {
+        let directory = DirId::of(&*self.dir)
+            .map_err(|e| SessionError::io("looking at the session directory", e))?;
+        Ok(SessionRecord {
             version: SessionRecord::VERSION,
             id,
             path: self.path.clone(),
+            directory: Some(directory),
             temporary: self.temporary,
-            headers,
+            headers: vec![base],
             moved: None,
-        }
+        })
     }
 }
 
@@ -178,7 +183,8 @@ impl Session {
         }
         refuse_foreign(&*around.dir)?;
         remove_unlisted(&*around.dir, &[], geometry.block_size)?;
-        let record = around.record(around.host.new_uuid(), vec![base.id()]);
+        let mut record = around.record(Uuid::nil(), base.id())?;
+        record.id = around.store.id_for(&record)?;
         let life = match around.temporary {
             true => Some(around.store.lease_session(record.id)?),
             false => None,
@@ -204,6 +210,7 @@ impl Session {
             version: Manifest::VERSION,
             id: record.id,
             store: around.store_path.clone(),
+            store_directory: Some(around.store.directory().clone()),
             began_from: name.clone(),
             base: base.meta().id,
             base_name: name.clone(),
@@ -264,12 +271,12 @@ impl Session {
         let on_disk = Manifest::read(&*around.dir)?.ok_or(SessionError::NotASession)?;
         let mut manifest = on_disk.clone();
         manifest.store.clone_from(&around.store_path);
+        manifest.store_directory = Some(around.store.directory().clone());
+        let wanted = around.record(manifest.id, manifest.base)?;
+        let record = around.store.admit_session(wanted)?;
+        // A copy of another session's directory.
+        manifest.id = record.id;
         let base = around.store.open_header(manifest.base)?;
-        let record = record_of(&around, manifest.id, manifest.base);
-        // What says so already is not written again: a full disk is no reason not to open.
-        if around.store.session(record.id).as_ref() != Some(&record) {
-            around.store.put_session(&record)?;
-        }
         let geometry = session_geometry(&base, Some(manifest.size_bytes))?;
         if geometry.block_size.bytes() != manifest.block_size_bytes {
             return Err(SessionError::Damaged(
@@ -413,21 +420,6 @@ impl Session {
         drop(state);
         self.health.ring();
         self.queued.notify_all();
-    }
-}
-
-/// What the store is to know of a session that stands on `base`: what a compaction made of that is
-/// kept as well, until the session has gone over to it.
-fn record_of(around: &Surroundings, id: Uuid, base: HeaderId) -> SessionRecord {
-    let known = around.store.session(id);
-    let moved = known
-        .filter(|r| r.headers.contains(&base))
-        .and_then(|r| r.moved)
-        .filter(|moved| *moved != base);
-    let headers = [base].into_iter().chain(moved).collect();
-    SessionRecord {
-        moved,
-        ..around.record(id, headers)
     }
 }
 

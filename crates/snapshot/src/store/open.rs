@@ -11,6 +11,7 @@ use crate::complaints::Complaints;
 use crate::error::{ObjectError, StoreError};
 use crate::header::Nodes;
 use crate::host::Host;
+use crate::ids::DirId;
 use crate::pending::Pending;
 use crate::reads::Reads;
 use crate::record;
@@ -55,9 +56,11 @@ impl Store {
                 .map_err(|e| ObjectError::from(e).of(format!("{name}/")))
         };
         let headers = open_dir(HEADERS)?;
+        let directory = DirId::of(dir).map_err(|e| StoreError::io("looking at the store", e))?;
         let reads = Arc::<Reads>::default();
         Ok(Self {
             host,
+            directory,
             layers: open_dir(LAYERS)?,
             nodes: Arc::new(Nodes::new(
                 Arc::clone(&headers),

@@ -14,7 +14,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cowslip_block::files::{Access, Dir};
-use uuid::Uuid;
 
 use super::Depth;
 use super::findings::{Damage, Findings, Spot};
@@ -23,14 +22,18 @@ use super::objects::Objects;
 use super::roots::{Root, Rooted, check_roots};
 use crate::error::StoreError;
 use crate::host::Host;
-use crate::ids::{HeaderId, LayerId, SnapshotName};
+use crate::ids::{HeaderId, LayerId, SnapshotName, canonical};
 use crate::record::Record;
 use crate::roots::SessionRecord;
 use crate::roots::lease::Lease;
 use crate::store::{Caches, STORE_ENTRIES, Store};
 
-/// Files in `leases/` that stand for locks.
-const LOCKS: [&str; 2] = [crate::roots::LOCK, crate::compact::LOCK];
+/// Is it a file in `leases/` that stands for a lock?
+fn is_lock(name: &str) -> bool {
+    name == crate::roots::LOCK
+        || name == crate::compact::LOCK
+        || crate::roots::collecting::LOCKS.contains(&name)
+}
 /// Files that are listed as none of ours.
 const FOREIGN_LISTED_MAX: usize = 1000;
 
@@ -241,7 +244,7 @@ impl Listing {
             }
         }
         for name in names_in(&**dirs.leases, "leases")? {
-            if canonical(&name).is_none() && !LOCKS.contains(&name.as_str()) {
+            if canonical(&name).is_none() && !is_lock(&name) {
                 self.foreign(format!("leases/{name}"));
             }
         }
@@ -258,12 +261,6 @@ impl Listing {
             self.foreign.push(path);
         }
     }
-}
-
-/// The id that a file is named after, in the one form that we write.
-fn canonical(name: &str) -> Option<Uuid> {
-    let id = Uuid::parse_str(name).ok()?;
-    (id.to_string() == name).then_some(id)
 }
 
 fn names_in(dir: &dyn Dir, label: &str) -> Result<Vec<String>, StoreError> {

@@ -7,7 +7,7 @@ use cowslip_block::files::Dir;
 use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, Forget, MemoryFs, Rule};
 use cowslip_snapshot::gc::collect;
 use cowslip_snapshot::roots::SessionRecord;
-use cowslip_snapshot::session::go_over;
+use cowslip_snapshot::session::{Over, go_over};
 use cowslip_snapshot::{Store, StoreError};
 
 use crate::compact::tight;
@@ -15,7 +15,7 @@ use crate::rig::{CountingHost, SMALL};
 use crate::session_world::{BLOCK, Oracle, Step, World, name};
 
 /// A session that stands on what is compacted, and its history.
-fn with_session(root: &dyn Dir) -> (World, Oracle) {
+pub(crate) fn with_session(root: &dyn Dir) -> (World, Oracle) {
     let mut world = World::create(root, 1);
     let mut oracle = Oracle::new();
     let write = |at, len| Step::Write {
@@ -105,8 +105,8 @@ fn a_session_at_rest_is_made_to_go_over_or_does_when_it_is_open() {
         let told = record(&store);
         let dir = disk.root().open_dir("session").unwrap();
         if by_hand {
-            assert!(go_over(&*dir, &store, &told).unwrap());
-            assert!(!go_over(&*dir, &store, &told).unwrap());
+            assert_eq!(go_over(&*dir, &store, &told).unwrap(), Over::Done);
+            assert_eq!(go_over(&*dir, &store, &told).unwrap(), Over::Not);
             assert_eq!(record(&store).headers, [told.moved.unwrap()]);
         }
         let world = World::open(&*disk.root(), 1).unwrap();
@@ -116,7 +116,7 @@ fn a_session_at_rest_is_made_to_go_over_or_does_when_it_is_open() {
         assert!(world.store.find_header(old).unwrap().is_none());
         assert!(world.read() == oracle.image());
         // Nobody's business while it is open.
-        assert!(!go_over(&*dir, &store, &told).unwrap());
+        assert_eq!(go_over(&*dir, &store, &told).unwrap(), Over::InUse);
     }
 }
 

@@ -180,6 +180,7 @@ impl Maker {
             version: 1,
             id: Uuid::from_u128(id),
             path: "somewhere".into(),
+            directory: None,
             temporary: false,
             headers: vec![header.id()],
             moved: None,

@@ -231,7 +231,7 @@ impl World {
         store
             .commit(&store.lease().unwrap(), &name("base"), &header, false)
             .unwrap();
-        let around = surroundings(root, &store, host);
+        let around = surroundings(root, "session", &store, host);
         let session = Session::create(around, &name("base"), Some(SIZE_BYTES as u64)).unwrap();
         Self {
             store,
@@ -241,11 +241,16 @@ impl World {
     }
 
     pub(crate) fn open(root: &dyn Dir, boot: u8) -> Result<Self, SessionError> {
+        Self::open_in(root, "session", boot)
+    }
+
+    /// The session in this directory.
+    pub(crate) fn open_in(root: &dyn Dir, session: &str, boot: u8) -> Result<Self, SessionError> {
         let host = BootHost::new(boot);
         let dir = root.open_dir("store").unwrap();
         let store = Store::open(&*dir, Arc::clone(&host) as _, Caches::default());
         let store = Arc::new(store.unwrap());
-        let session = Session::open(surroundings(root, &store, host))?;
+        let session = Session::open(surroundings(root, session, &store, host))?;
         Ok(Self {
             store,
             session,
@@ -390,12 +395,13 @@ impl Unneeded for FirstByte {
 
 pub(crate) fn surroundings(
     root: &dyn Dir,
+    session: &str,
     store: &Arc<Store>,
     host: Arc<BootHost>,
 ) -> Surroundings {
     Surroundings {
-        dir: root.open_dir("session").unwrap(),
-        path: "session".into(),
+        dir: root.open_dir(session).unwrap(),
+        path: session.into(),
         temporary: false,
         store: Arc::clone(store),
         store_path: "store".into(),

@@ -134,7 +134,7 @@ fn where_nobody_knows_what_is_in_the_device_it_is_refused() {
     world.session.freeze(&name("one"), &AWARE).unwrap();
     let store = Arc::clone(&world.store);
     drop(world);
-    let around = surroundings(&*disk.root(), &store, BootHost::new(1));
+    let around = surroundings(&*disk.root(), "session", &store, BootHost::new(1));
     let session = Session::open(cowslip_snapshot::session::Surroundings {
         unneeded: None,
         ..around
