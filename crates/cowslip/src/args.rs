@@ -212,7 +212,7 @@ pub(crate) struct Build {
     /// Mount options more, for guests: commit=30,nodelalloc
     #[arg(long = "mount", value_name = "OPTIONS")]
     pub(crate) mount_options: Vec<String>,
-    /// Fill it with debugfs, which needs no privilege: the same input gives the same blocks [default]
+    /// Fill it with debugfs, which needs no privilege: the same input gives the same blocks; this is the default
     #[arg(long, conflicts_with_all = ["as_root", "run"])]
     pub(crate) rootless: bool,
     /// Fill it through a mount; as root, with loop devices
@@ -408,6 +408,9 @@ pub(crate) struct Explain {
     /// What it is compared with [default: what it was made over; for a template, nothing]
     #[arg(long, value_parser = snapshot_name(), value_name = "OTHER")]
     pub(crate) against: Option<SnapshotName>,
+    /// Write a page with a picture of the device to this file as well: what changed, where, whose
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// List so many files; 0 is all
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) top: usize,

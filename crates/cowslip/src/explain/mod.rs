@@ -3,6 +3,7 @@
 //! ```text
 //! runs that differ, owners of bytes -> share.rs: whose each block is -> tally.rs: totals
 //!                                                                  -> inodes.rs: what changed in inode tables
+//!                                                                  -> picture.rs: where they lie
 //! totals -> advice.rs
 //! ```
 //!
@@ -14,10 +15,12 @@
 
 pub(crate) mod advice;
 pub(crate) mod inodes;
+pub(crate) mod picture;
 pub(crate) mod share;
 pub(crate) mod tally;
 
 pub(crate) use advice::{Advice, advise};
 pub(crate) use inodes::TableChanges;
+pub(crate) use picture::Picture;
 pub(crate) use share::Share;
 pub(crate) use tally::{Counted, Tally};

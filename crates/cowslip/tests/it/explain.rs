@@ -89,7 +89,7 @@ fn each_changed_block_has_its_owner() {
         // A file that is new, under a name for a terminal; one that is gone, with its bytes left; one touched.
         let file = rig.file("new", &noise(3, 30 * 4096));
         let mut commands = String::new();
-        writeln!(commands, "write {} new\x07", file.display()).unwrap();
+        writeln!(commands, "write {} <b>new\x07", file.display()).unwrap();
         commands += "rm gone\nset_inode_field dir/kept atime 20010101\n";
         debugfs(&rig.path("fs.raw"), &commands);
         let file = std::fs::OpenOptions::new()
@@ -104,7 +104,7 @@ fn each_changed_block_has_its_owner() {
         // With small blocks, a part of another may be free as well.
         assert!((20..=21).contains(&class(&two, "free")), "{two}");
         assert_eq!(number(&two["shadow"], "free_blocks"), 20);
-        assert_eq!(two["files"][0]["path"], "/new\u{7}");
+        assert_eq!(two["files"][0]["path"], "/<b>new\u{7}");
         assert!(
             (30..=31).contains(&number(&two["files"][0], "blocks")),
             "{two}"
@@ -128,16 +128,55 @@ fn each_changed_block_has_its_owner() {
         // People see the same, and nothing that a terminal would act on.
         let text = rig.ok("explain two --against one");
         assert!(
-            text.contains("/new\\u{7}") && text.contains("fstrim"),
+            text.contains("/<b>new\\u{7}") && text.contains("fstrim"),
             "{text}"
         );
         assert!(!text.contains('\u{7}'));
+        page(&rig);
         let few = rig.json("explain one --top 1");
         assert_eq!(few["files"].as_array().unwrap().len(), 1);
         // The other way round, bytes of a block may be two owners'.
         let back = rig.json("explain one --against two --top 0");
         assert!(number(&back, "zeroed_blocks") >= 50 * unit / 4096, "{back}");
     }
+}
+
+/// The page holds what the table does, names as text, and nothing from elsewhere.
+fn page(rig: &Rig) {
+    let before = std::fs::read_dir(rig.path("")).unwrap().count();
+    rig.ok("explain two --against one --html page.html");
+    let page = std::fs::read_to_string(rig.path("page.html")).unwrap();
+    for part in [
+        "one \u{2192} two",
+        "<bdi>/&lt;b&gt;new",
+        "fstrim",
+        "default-src 'none'",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("<b>new") && !page.contains('\u{7}'));
+    assert_eq!(std::fs::read_dir(rig.path("")).unwrap().count(), before + 1);
+    // What the picture is drawn from.
+    let (_, rest) = page.split_once("id=data>").unwrap();
+    let (data, _) = rest.split_once("</script>").unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    let cells = 4usize.pow(u32::try_from(number(&data["cells"], "order")).unwrap());
+    for what in ["ground", "changed", "shares"] {
+        assert_eq!(data["cells"][what].as_str().unwrap().len(), cells, "{what}");
+    }
+    let owners = data["owners"].as_array().unwrap();
+    assert!(owners.iter().any(|o| o[1] == "/<b>new\\u{7}"), "{owners:?}");
+    let pieces = data["pieces"].as_array().unwrap();
+    let blocks: u64 = pieces
+        .chunks(3)
+        .map(|piece| piece[1].as_u64().unwrap())
+        .sum();
+    assert_eq!(
+        blocks,
+        number(&rig.json("explain two --against one"), "total_blocks")
+    );
+    rig.fails(3, "explain one --html nowhere/page.html");
+    std::fs::remove_file(rig.path("page.html")).unwrap();
 }
 
 #[test]

@@ -99,6 +99,25 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them, each at its own number.
+    pub const ALL: [Self; 15] = [
+        Self::Superblock,
+        Self::Descriptors,
+        Self::Bitmap,
+        Self::InodeTable,
+        Self::JournalLive,
+        Self::JournalDead,
+        Self::Directory,
+        Self::File,
+        Self::Xattr,
+        Self::ExtentTree,
+        Self::Orphan,
+        Self::Special,
+        Self::Free,
+        Self::Unknown,
+        Self::Outside,
+    ];
+
     /// Its name, for programs and people alike.
     pub fn name(self) -> &'static str {
         match self {

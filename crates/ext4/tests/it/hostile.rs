@@ -90,6 +90,14 @@ fn metadata(image: &Image) -> Vec<u64> {
         .collect()
 }
 
+/// Of a block of metadata, the bytes that are changed: all that say something, and one of eight zeros.
+fn bytes_of(image: &[u8], block: u64, random: &mut Random) -> Vec<usize> {
+    let bytes = (block * 1024..(block + 1) * 1024).map(|at| usize::try_from(at).unwrap());
+    bytes
+        .filter(|at| image[*at] != 0 || random.below(8) == 0)
+        .collect()
+}
+
 fn assert_same(place: &str, found: &[String], wanted: &[String]) {
     let differ = found
         .iter()
@@ -115,8 +123,7 @@ fn a_flipped_bit_is_told_or_does_not_matter() {
     let mut random = Random(3);
     let (mut refused, mut told, mut same) = (0, 0, 0);
     for block in metadata(&image) {
-        for at in block * 1024..(block + 1) * 1024 {
-            let at = usize::try_from(at).unwrap();
+        for at in bytes_of(&bytes, block, &mut random) {
             let bit = 1 << random.below(8);
             bytes[at] ^= bit;
             match answer(&bytes) {
@@ -149,8 +156,7 @@ fn without_checksums_a_flipped_bit_harms_nobody() {
         let mut bytes = image.bytes();
         let mut random = Random(5);
         for block in metadata(&image) {
-            for at in block * 1024..(block + 1) * 1024 {
-                let at = usize::try_from(at).unwrap();
+            for at in bytes_of(&bytes, block, &mut random) {
                 let old = bytes[at];
                 bytes[at] = random.below(256).to_le_bytes()[0];
                 drop(answer(&bytes));

@@ -3,6 +3,7 @@
 //! The two images are compared as `diff` does; the owners come from the file system in the newer one. A template
 //! is explained against nothing: all that it has is new. How blocks are counted stands on top of `crate::explain`.
 
+mod page;
 mod report;
 mod whose;
 
@@ -22,13 +23,20 @@ use self::whose::{Ext4, Whose};
 use super::Context;
 use super::log::parent;
 use crate::args::Explain;
-use crate::explain::{Counted, Share, TableChanges, Tally, advise};
+use crate::explain::{Counted, Picture, Share, TableChanges, Tally, advise};
 use crate::failure::{Failure, Kind};
 use crate::report::{Names, Unit, advance, bytes};
 
 pub(super) fn run(context: &Context, args: &Explain) -> Result<(), Failure> {
     let pair = Pair::open(context, args)?;
-    let explained = explain(context, args, &pair)?;
+    let whose = Whose::read(context, pair.image(&pair.now))?;
+    let mut picture = args.html.as_ref().map(|_| pair.picture(&whose));
+    let found = Found::read(context, &pair, &whose, picture.as_mut())?;
+    let explained = explain(context, args, &pair, &whose, &found)?;
+    if let (Some(path), Some(picture)) = (&args.html, &picture) {
+        let paths = whose.paths(context, picture.owners())?;
+        page::write(path, &explained, picture, &paths)?;
+    }
     context
         .report
         .result(&explained, || report::text(&explained))
@@ -138,6 +146,13 @@ impl Pair {
         Ok(())
     }
 
+    /// The newer image, with nothing changed yet.
+    fn picture(&self, whose: &Whose) -> Picture {
+        let mut picture = Picture::new(self.now.block_size(), self.now.blocks().count().0);
+        picture.ground(whose.of(ByteRange::new(0, self.now.size_bytes())));
+        picture
+    }
+
     fn bytes_of(&self, blocks: BlockRange) -> ByteRange {
         let all = ByteRange::new(0, self.now.size_bytes());
         self.now.block_size().bytes_of(blocks).intersect(all)
@@ -154,7 +169,12 @@ struct Found {
 }
 
 impl Found {
-    fn read(context: &Context, pair: &Pair, whose: &Whose) -> Result<Self, Failure> {
+    fn read(
+        context: &Context,
+        pair: &Pair,
+        whose: &Whose,
+        mut picture: Option<&mut Picture>,
+    ) -> Result<Self, Failure> {
         let size = pair.now.block_size();
         let mut found = Self {
             changed: Tally::new(size),
@@ -173,10 +193,17 @@ impl Found {
             match kind {
                 DiffKind::Changed => changed.add(range, whose.of(range), &mut |share| {
                     tables.extend(blocks_with_inodes(share));
+                    picture
+                        .iter_mut()
+                        .for_each(|picture| picture.add(share, false));
                 }),
                 DiffKind::Zeroed => {
                     // What is past the end of a smaller image is nobody's.
-                    zeroed.add(range, whose.of(range), &mut |_| ());
+                    zeroed.add(range, whose.of(range), &mut |share| {
+                        picture
+                            .iter_mut()
+                            .for_each(|picture| picture.add(share, true));
+                    });
                     *zeroed_blocks += blocks.count().0;
                 }
             }
@@ -185,9 +212,13 @@ impl Found {
     }
 }
 
-fn explain(context: &Context, args: &Explain, pair: &Pair) -> Result<Explained, Failure> {
-    let whose = Whose::read(context, pair.image(&pair.now))?;
-    let found = Found::read(context, pair, &whose)?;
+fn explain(
+    context: &Context,
+    args: &Explain,
+    pair: &Pair,
+    whose: &Whose,
+    found: &Found,
+) -> Result<Explained, Failure> {
     let total_blocks = found.changed.total().blocks;
     let unknown_blocks = found.changed.class(Class::Unknown).blocks;
     let mut explained = Explained {
@@ -215,7 +246,7 @@ fn explain(context: &Context, args: &Explain, pair: &Pair) -> Result<Explained, 
         problems: Vec::new(),
         examples: Vec::new(),
     };
-    match &whose {
+    match whose {
         Whose::Unknown(why) => {
             explained.remark = format!("whose the blocks are cannot be told: {why}");
         }

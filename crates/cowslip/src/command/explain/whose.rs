@@ -48,6 +48,19 @@ impl Whose {
         }
     }
 
+    /// The paths of those of these owners that have an inode.
+    pub(super) fn paths(
+        &self,
+        context: &Context,
+        owners: &[Owner],
+    ) -> Result<HashMap<u32, String>, Failure> {
+        let Self::Ext4(ext4) = self else {
+            return Ok(HashMap::new());
+        };
+        let inodes: Vec<u32> = owners.iter().filter_map(|owner| owner.inode()).collect();
+        ext4.paths(context, &inodes)
+    }
+
     /// The owners of a range of bytes, in order, without gaps.
     pub(super) fn of(&self, range: ByteRange) -> Box<dyn Iterator<Item = Owned> + '_> {
         let owner = Owner::Unknown;
