@@ -131,6 +131,36 @@ pub(crate) const TESTS: &[Need] = &[
         "btrfs on a block device",
     ),
     need(
+        "rsync",
+        Some("rsync"),
+        || all(&["rsync"]),
+        "templates compared with their source",
+    ),
+    need(
+        "setfattr",
+        Some("attr"),
+        || all(&["setfattr"]),
+        "attributes in templates",
+    ),
+    need(
+        "setfacl",
+        Some("acl"),
+        || all(&["setfacl"]),
+        "access rules in templates",
+    ),
+    need(
+        "busybox",
+        Some("busybox-static"),
+        || all(&["busybox"]),
+        "commands run in a template",
+    ),
+    need(
+        "zstd",
+        Some("zstd"),
+        || all(&["zstd"]),
+        "compressed archives",
+    ),
+    need(
         "root, /dev/fuse and loop devices",
         None,
         || {

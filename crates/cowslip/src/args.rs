@@ -231,7 +231,7 @@ pub(crate) struct Build {
     #[arg(long)]
     pub(crate) replace: bool,
     /// List the profiles, and the knobs that they are made of, each with one line of why
-    #[arg(long, exclusive = true)]
+    #[arg(long, conflicts_with = "source")]
     pub(crate) list_profiles: bool,
     #[command(flatten)]
     pub(crate) run_dir: RunDir,

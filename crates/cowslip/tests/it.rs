@@ -5,8 +5,12 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "it/archives.rs"]
+mod archives;
 #[path = "it/attach.rs"]
 mod attach;
+#[path = "it/build.rs"]
+mod build;
 #[path = "it/bytes.rs"]
 mod bytes;
 #[path = "it/clients.rs"]

@@ -60,8 +60,11 @@ impl Settings {
     fn add_mkfs(&mut self, letter: char, words: &str) {
         for word in words.split(',') {
             // What is named behind `none` stands.
-            if (letter, word) == ('O', "none") {
-                self.mkfs.retain(|(l, _)| *l != letter);
+            match (letter, word) {
+                ('O', "none") => self.mkfs.retain(|(l, _)| *l != 'O'),
+                // To say how a journal is to be is to ask for one.
+                ('O', "^has_journal") => self.mkfs.retain(|(l, _)| *l != 'J'),
+                _ => {}
             }
             let about = about(letter, word).to_owned();
             self.mkfs
@@ -195,6 +198,11 @@ mod tests {
         assert_eq!(
             args.join(" "),
             "-b 2048 -O none,b,^a -E x=2,nodiscard -J size=8"
+        );
+        let none = ["-J size=4", "-O ^has_journal"];
+        assert_eq!(
+            settings(&none, &[]).mkfs_args().join(" "),
+            "-b 4096 -O ^has_journal"
         );
         let mount = [
             "discard,noatime",

@@ -339,3 +339,102 @@ fn pieces(spans: &[Span], size: u64, data: Span) -> Result<Vec<Piece>, String> {
     }
     Ok(pieces)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::build::model::ROOT;
+
+    /// A header and its data, filled up; `real` makes it sparse in the old way.
+    fn entry(name: &[u8], kind: u8, data: &[u8], real: Option<u64>) -> Vec<u8> {
+        let mut header = [0; BLOCK_BYTES];
+        header[..name.len()].copy_from_slice(name);
+        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        header[156] = kind;
+        if let Some(real) = real {
+            header[386..410].copy_from_slice(b"00000000144 00000000003 ");
+            header[483..495].copy_from_slice(format!("{real:011o}\0").as_bytes());
+        }
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let mut out = header.to_vec();
+        out.extend(data);
+        out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
+        out
+    }
+
+    fn whole() -> Vec<u8> {
+        let in_data = b"25 GNU.sparse.realsize=9\n22 GNU.sparse.major=1\n";
+        let mut spans = b"1\n5\n3\n".to_vec();
+        spans.resize(BLOCK_BYTES, 0);
+        spans.extend(b"abc");
+        let all = [
+            entry(b"file", b'0', b"abc", None),
+            entry(b"old", b'S', b"abc", Some(200)),
+            entry(b"x", b'x', in_data, None),
+            entry(b"new", b'0', &spans, None),
+            entry(b"l", b'L', b"long/name\0", None),
+            entry(b"short", b'5', b"", None),
+            vec![0; 2 * BLOCK_BYTES],
+        ];
+        all.concat()
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Result<Tree, String> {
+        let mut archive = tempfile::tempfile().unwrap();
+        archive.write_all(bytes).unwrap();
+        let mut tree = Tree::new(100);
+        let read = read(
+            &Arc::new(archive),
+            Path::new("a.tar"),
+            &mut tree,
+            1 << 20,
+            &mut |_| {},
+        );
+        read.map(|()| tree).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn every_kind_of_sparse_file() {
+        let tree = read_bytes(&whole()).unwrap();
+        let pieces: Vec<_> = tree
+            .entries(ROOT)
+            .filter_map(|(name, id)| match &tree.node(id).kind {
+                Kind::File(Content::Pieces {
+                    size_bytes, pieces, ..
+                }) => {
+                    let name = String::from_utf8_lossy(name).into_owned();
+                    let pieces: Vec<Span> = pieces.iter().map(|p| (p.at, p.len)).collect();
+                    Some((name, *size_bytes, pieces))
+                }
+                _ => None,
+            })
+            .collect();
+        let wanted = [
+            ("file".to_owned(), 3, vec![(0, 3)]),
+            ("new".to_owned(), 9, vec![(5, 3)]),
+            ("old".to_owned(), 200, vec![(100, 3)]),
+        ];
+        assert_eq!(pieces, wanted);
+        assert_eq!(tree.counts().directories, 3);
+    }
+
+    #[test]
+    fn cut_or_flipped_it_is_an_error_or_an_answer() {
+        let whole = whole();
+        for len in 0..whole.len() - 2 * BLOCK_BYTES {
+            let why = read_bytes(&whole[..len]).unwrap_err();
+            assert!(why.contains("cut off"), "{len}: {why}");
+        }
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            for mask in [1, 0x80, 0xff] {
+                bytes[at] = whole[at] ^ mask;
+                let _ = read_bytes(&bytes);
+            }
+        }
+    }
+}
