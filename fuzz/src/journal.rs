@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 
-use cowslip_block::cache::{BlockState, Cache};
+use cowslip_block::cache::{BlockState, Cache, Found};
 use cowslip_block::files::{Access, Dir, read_all};
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
@@ -70,7 +70,9 @@ pub fn run(input: &[u8]) {
 }
 
 fn open(dir: &Arc<dyn Dir>, boot: [u8; 16]) -> io::Result<Arc<Cache>> {
-    Cache::open(Arc::clone(dir), NAME, GEOMETRY, boot, Health::new(|_| {})).map(Arc::new)
+    Cache::find(Arc::clone(dir), NAME, GEOMETRY, boot, Health::new(|_| {}))
+        .and_then(Found::settle)
+        .map(Arc::new)
 }
 
 fn put_file(dir: &dyn Dir, name: &str, bytes: &[u8]) {

@@ -195,12 +195,15 @@ pub fn read_all(file: &dyn File, len_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What the name of a file ends in that is to take another's place. A crash may leave one; it means nothing.
+pub const REPLACING: &str = ".new";
+
 /// Puts a small file in place in one step: a temporary one, synced, renamed, the directory synced.
 ///
 /// # Errors
 /// As the steps; the old file is still there then.
 pub fn replace_file(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = format!("{name}.new");
+    let temporary = format!("{name}{REPLACING}");
     match dir.remove(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -24,21 +24,28 @@
 //!    one cut can be looked at under many seeds.
 //! 4. Room is counted by pages of 4 KiB, of files that have a name or are open.
 //!
-//! Not here: permissions, times, links, torn pages; room for names.
+//! 5. While [`MemoryFs::record`] is on, the disk is kept as it is before each operation.
+//!
+//! Not here: permissions, times, links; room for names.
 
 mod content;
 mod disk;
 mod handles;
 mod names;
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cowslip_block::files::Dir;
 
-use disk::Disk;
+use crate::choose::Odometer;
+use crate::seeded::Seeded;
+use disk::{Disk, End, Interrupt};
 
 /// The unit of room, and of what a cut keeps or loses.
 pub const PAGE_BYTES: usize = 4096;
+/// What a disk writes wholly or not at all: a write to a page may be torn between two.
+pub const SECTOR_BYTES: usize = 512;
 
 /// What a cut does to what was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +57,7 @@ pub enum Forget {
     Nothing,
     /// The seed decides:
     /// - each write and each punch, page by page, is kept or lost on its own, a later one also
-    ///   without an earlier one of the same page;
+    ///   without an earlier one of the same page; of a write, its first or its last sectors may be kept;
     /// - changes of a file's length are kept up to some point, in order;
     /// - so are the changes of a directory's names; a rename between two directories happens in
     ///   both or in neither.
@@ -102,7 +109,81 @@ impl MemoryFs {
 
     /// The disk as the next boot finds it: nothing open, no lock held, operations from 0.
     pub fn after_cut(&self, forget: Forget) -> Self {
-        let disk = self.disk().after_cut(forget);
+        let disk = self.disk();
+        Self::holding(match forget {
+            Forget::Unsynced => disk.after(End::Cut(None)),
+            Forget::Nothing => disk.after(End::Kill),
+            Forget::Some(seed) => disk.after(End::Cut(Some(&mut Seeded::new(seed)))),
+        })
+    }
+
+    /// Every disk that a cut may leave, one after the other, some of them more than once; at most so many.
+    /// Says whether those were all.
+    pub fn every_cut(&self, most: usize, each: &mut dyn FnMut(Self)) -> bool {
+        let disk = self.disk();
+        let mut odometer = Odometer::default();
+        for _ in 0..most {
+            each(Self::holding(disk.after(End::Cut(Some(&mut odometer)))));
+            if !odometer.advance() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Keeps the disk as it is before each operation from now on.
+    pub fn record(&self) {
+        self.disk().moments = Some(Vec::new());
+    }
+
+    /// The disks that were kept, as they would be for a process that was killed then and there; goes on
+    /// keeping.
+    pub fn moments(&self) -> Vec<Self> {
+        let mut disk = self.disk();
+        let moments = disk.moments.as_mut().map(std::mem::take);
+        moments.into_iter().flatten().map(Self::holding).collect()
+    }
+
+    /// Has something run once so many more operations have begun, between two of them, until it answers that
+    /// it has done what it wanted. It may use the disk itself.
+    pub fn interrupt(&self, what: Option<(u64, Box<dyn FnMut() -> bool + Send>)>) {
+        let mut disk = self.disk();
+        let due = |after| disk.operations + after;
+        disk.interrupt = what.map(|(after, run)| Interrupt {
+            at: due(after),
+            run,
+        });
+    }
+
+    /// The disk, for one more operation.
+    fn operate(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        let mut disk = self.disk();
+        let now = disk.operations;
+        if let Some(mut interrupt) = disk.interrupt.take_if(|i| i.at <= now) {
+            drop(disk);
+            let is_done = (interrupt.run)();
+            disk = self.disk();
+            if !is_done {
+                disk.interrupt = Some(interrupt);
+            }
+        }
+        disk.operation()?;
+        Ok(disk)
+    }
+
+    /// Is the lock taken that a file of this name, in any directory, stands for?
+    pub fn is_locked(&self, name: &str) -> bool {
+        let disk = self.disk();
+        let mut named = disk.names.all().iter().filter(|((_, n), _)| n == name);
+        named.any(|(_, inode)| disk.locked.contains(inode))
+    }
+
+    /// A number for all that a process would see on it.
+    pub fn digest(&self) -> u64 {
+        self.disk().digest()
+    }
+
+    fn holding(disk: Disk) -> Self {
         Self(Arc::new(Mutex::new(disk)))
     }
 

@@ -16,8 +16,9 @@ impl Seeded {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn coin(&mut self) -> bool {
-        self.next() & 1 == 1
+    /// One of `0..bound`.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.up_to(bound as u64 - 1)).expect("below a usize")
     }
 
     /// One of `0..=most`.

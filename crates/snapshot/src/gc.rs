@@ -159,6 +159,15 @@ fn read_roots(store: &Store, dry_run: bool) -> Result<Roots, StoreError> {
     for listed in store.list()? {
         roots.headers.insert(listed.stands_for?.header);
     }
+    if !dry_run {
+        SessionRecord::sweep(&lock, &**dirs.sessions)?;
+        // A name that a killed process removed or replaced, and did not sync, would come back with a power
+        // cut, and what it needs would be gone.
+        for (dir, label) in [(dirs.snapshots, "snapshots"), (dirs.sessions, "sessions")] {
+            let synced = dir.sync();
+            synced.map_err(|e| StoreError::io(format!("syncing {label}/"), e))?;
+        }
+    }
     for record in SessionRecord::list(&**dirs.sessions)? {
         // Its server holds a lease of the same id from before the record is there.
         if record.temporary && !roots.alive.contains(&record.id) {

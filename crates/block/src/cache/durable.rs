@@ -70,12 +70,6 @@ impl Cache {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Did it hold all that had been acknowledged when it was opened? After a power cut only a
-    /// cache that was finished does for certain.
-    pub fn is_whole(&self) -> bool {
-        self.whole
-    }
-
     /// Is the journal long enough to be worth a checkpoint?
     pub fn wants_checkpoint(&self) -> bool {
         locked(&self.journal).len() > self.journal_due.load(Ordering::Relaxed)

@@ -89,10 +89,38 @@ pub struct Cache {
     /// Something returned since the last flush began.
     unsynced: AtomicBool,
     closed: AtomicBool,
-    /// As found when it was opened: nothing that was acknowledged is missing.
-    whole: bool,
     health: Arc<Health>,
     gate: Gate,
+}
+
+/// A cache as it was found: judged, and not changed yet.
+pub struct Found {
+    cache: Cache,
+    same_boot: bool,
+}
+
+impl Found {
+    /// Does it hold all that had been acknowledged? After a power cut only a cache that was finished does
+    /// for certain.
+    pub fn is_whole(&self) -> bool {
+        self.same_boot || self.cache.is_finished()
+    }
+
+    /// Makes it one that can be used. What was judged is not to be judged again, after bytes have changed: from
+    /// here on this is the boot that wrote it, and a cache that was not whole looks as if it were. So whatever
+    /// follows from [`Found::is_whole`] is durable before this is called.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub fn settle(self) -> io::Result<Cache> {
+        if !self.same_boot {
+            self.cache.checkpoint()?;
+            if self.cache.is_finished() {
+                self.cache.append_closed()?;
+            }
+        }
+        Ok(self.cache)
+    }
 }
 
 /// How a partial write gets at the bytes below: fills the buffer with the bytes of the range.
@@ -130,19 +158,19 @@ impl Cache {
         ))
     }
 
-    /// Opens a cache that is there, and finds its states again. After a change of boot id, what
+    /// Finds a cache that is there, and its states, and changes nothing. After a change of boot id, what
     /// no flush covers counts only as far as its bytes are really there.
     ///
     /// # Errors
     /// `NotFound`; `InvalidData` naming the file where what a flush covered is damaged; or the
     /// file system's own.
-    pub fn open(
+    pub fn find(
         dir: Arc<dyn Dir>,
         name: &str,
         geometry: Geometry,
         boot_id: [u8; 16],
         health: Arc<Health>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<Found> {
         let file = dir.open(&data_name(name), Access::ReadWrite)?;
         if file.len()? != file_len(&geometry) {
             let why = format!("{} has the wrong length", data_name(name));
@@ -151,7 +179,7 @@ impl Cache {
         let replay = place(&*dir, name, &geometry, boot_id).replay()?;
         let (states, closed) = recover(&replay, &geometry, &*file)?;
         let same_boot = replay.same_boot;
-        let mut cache = Self::assemble(
+        let cache = Self::assemble(
             dir,
             name,
             geometry,
@@ -162,15 +190,8 @@ impl Cache {
             replay.journal,
         );
         cache.closed.store(closed, Ordering::Release);
-        cache.whole = closed || same_boot;
-        // What was just judged is not to be judged again, after bytes have changed.
-        if !same_boot {
-            cache.checkpoint()?;
-            if closed {
-                cache.append_closed()?;
-            }
-        }
-        Ok(cache)
+        *locked(&cache.unsynced_segments) = replay.older;
+        Ok(Found { cache, same_boot })
     }
 
     #[expect(
@@ -201,7 +222,6 @@ impl Cache {
             flushing: Mutex::new(()),
             unsynced: AtomicBool::new(true),
             closed: AtomicBool::new(false),
-            whole: true,
             health,
             gate: Gate::default(),
         }

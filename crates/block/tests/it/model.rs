@@ -155,12 +155,13 @@ impl World {
     /// As after a kill: only what is in the files counts.
     fn reopen(&mut self) {
         let open = |name: &String| {
-            let cache = Cache::open(Arc::clone(&self.dir), name, geometry(SIZE), BOOT, health());
-            Arc::new(cache.unwrap())
+            let cache = Cache::find(Arc::clone(&self.dir), name, geometry(SIZE), BOOT, health());
+            let found = cache.unwrap();
+            assert!(found.is_whole());
+            Arc::new(found.settle().unwrap())
         };
         let mut caches: Vec<_> = self.names.iter().map(open).collect();
         for (before, after) in self.caches.iter().zip(&caches) {
-            assert!(after.is_whole());
             assert_eq!(before.is_finished(), after.is_finished());
         }
         self.caches.clone_from(&caches);

@@ -283,8 +283,8 @@ fn a_journal_that_speaks_of_blocks_that_are_not_there_is_refused() {
             .open("cache-1.journal-0", Access::ReadWrite)
             .unwrap();
         journal.write_at(&record, 64).unwrap();
-        let opened = Cache::open(disk.root(), "cache-1", geometry(size), BOOT, health());
-        let why = opened.unwrap_err().to_string();
+        let opened = Cache::find(disk.root(), "cache-1", geometry(size), BOOT, health());
+        let why = opened.map(drop).unwrap_err().to_string();
         assert!(why.contains("past the end"), "{start}, {count}: {why}");
     }
 }

@@ -9,10 +9,12 @@
 //! 2. No page lies wholly past the length, and bytes past it are zero.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::PAGE_BYTES;
-use crate::seeded::Seeded;
+use super::{PAGE_BYTES, SECTOR_BYTES};
+use crate::choose::Choose;
 
 /// One page of a file. Shared between `now` and `durable` until one of them changes.
 #[derive(Clone, Debug)]
@@ -27,7 +29,7 @@ enum Change {
     Write {
         page: u64,
         from: usize,
-        bytes: Box<[u8]>,
+        bytes: Arc<[u8]>,
     },
     Reserve {
         page: u64,
@@ -164,23 +166,35 @@ impl File {
     }
 
     /// The file after a power cut that lost all, or what the seed says, of what was not synced.
-    pub(super) fn after_cut(&self, mut seeded: Option<&mut Seeded>) -> Self {
+    pub(super) fn after_cut(&self, mut choose: Option<&mut dyn Choose>) -> Self {
         let mut left = self.durable.clone();
         let lengths = self.unsynced.iter().filter(|c| matches!(c, Change::Len(_)));
         let most = lengths.count() as u64;
-        let mut lengths_kept = seeded.as_mut().map_or(0, |seeded| seeded.up_to(most));
+        let mut lengths_kept = choose.as_mut().map_or(0, |choose| choose.up_to(most));
         for change in &self.unsynced {
-            let kept = match (change, &mut seeded) {
-                (_, None) => false,
+            match (change, &mut choose) {
+                (_, None) => {}
                 (Change::Len(_), Some(_)) => {
-                    let kept = lengths_kept > 0;
+                    if lengths_kept > 0 {
+                        left.apply(change);
+                    }
                     lengths_kept = lengths_kept.saturating_sub(1);
-                    kept
                 }
-                (_, Some(seeded)) => seeded.coin(),
-            };
-            if kept {
-                left.apply(change);
+                (Change::Write { page, from, bytes }, Some(choose)) => {
+                    let kept = kept_of_write(*from, bytes.len(), &mut **choose);
+                    if !kept.is_empty() {
+                        left.apply(&Change::Write {
+                            page: *page,
+                            from: from + kept.start,
+                            bytes: bytes[kept].into(),
+                        });
+                    }
+                }
+                (_, Some(choose)) => {
+                    if choose.coin() {
+                        left.apply(change);
+                    }
+                }
             }
         }
         // A write that was kept past a length that was not.
@@ -189,6 +203,18 @@ impl File {
             now: left.clone(),
             durable: left,
             unsynced: Vec::new(),
+        }
+    }
+
+    /// Feeds what the process sees of it.
+    pub(super) fn digest(&self, hasher: &mut impl Hasher) {
+        hasher.write_u64(self.now.len);
+        for (page, what) in &self.now.pages {
+            hasher.write_u64(*page);
+            match what {
+                Page::Data(bytes) => hasher.write(&**bytes),
+                Page::Reserved => hasher.write_u8(0),
+            }
         }
     }
 
@@ -262,6 +288,20 @@ impl Page {
             Self::Reserved => unreachable!("made data above"),
         }
     }
+}
+
+/// What a cut keeps of a write of so many bytes in a page: nothing, all, or, where it covers more than one
+/// sector, the sectors before or after some place.
+fn kept_of_write(from: usize, len: usize, choose: &mut dyn Choose) -> Range<usize> {
+    let first = from / SECTOR_BYTES;
+    let inner = (from + len).div_ceil(SECTOR_BYTES) - first - 1;
+    let how = choose.up_to(if inner == 0 { 1 } else { 3 });
+    if how < 2 {
+        return 0..if how == 1 { len } else { 0 };
+    }
+    let sector = within(choose.up_to(inner as u64 - 1));
+    let place = (first + 1 + sector) * SECTOR_BYTES - from;
+    if how == 2 { 0..place } else { place..len }
 }
 
 /// The parts of a range of bytes that lie in each page: the page, from, to.

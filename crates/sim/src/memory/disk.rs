@@ -8,19 +8,48 @@
 //! 2. An inode's `open` token is held by its handles alone, so its count says whether it is open.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Debug};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
 
-use super::Forget;
 use super::content::File;
 use super::names::{Inode, Names};
+use crate::choose::Choose;
 use crate::faulty::EIO;
-use crate::seeded::Seeded;
 
 pub(super) const ROOT: Inode = Inode(0);
 
 /// Held by every handle of an inode.
 pub(super) type Open = Arc<()>;
+
+/// What runs between two operations.
+pub(super) struct Interrupt {
+    /// Once so many have begun.
+    pub(super) at: u64,
+    pub(super) run: Box<dyn FnMut() -> bool + Send>,
+}
+
+impl Debug for Interrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an interrupt at operation {}", self.at)
+    }
+}
+
+/// How whatever used the disk came to its end.
+pub(super) enum End<'a> {
+    /// It was killed, and the machine goes on.
+    Kill,
+    /// The power went: of what was not synced there is left what is chosen, or nothing.
+    Cut(Option<&'a mut dyn Choose>),
+}
+
+fn reborrow<'a>(choose: &'a mut Option<&mut dyn Choose>) -> Option<&'a mut dyn Choose> {
+    match choose {
+        Some(choose) => Some(&mut **choose),
+        None => None,
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -31,6 +60,9 @@ pub(super) struct Disk {
     /// In pages.
     pub(super) capacity: Option<u64>,
     pub(super) operations: u64,
+    /// The disk before each operation, if somebody wants to know.
+    pub(super) moments: Option<Vec<Disk>>,
+    pub(super) interrupt: Option<Interrupt>,
     pub(super) cut_at: Option<u64>,
     pub(super) off: bool,
     inodes: u64,
@@ -45,6 +77,8 @@ impl Default for Disk {
             locked: BTreeSet::new(),
             capacity: None,
             operations: 0,
+            moments: None,
+            interrupt: None,
             cut_at: None,
             off: false,
             inodes: ROOT.0,
@@ -58,6 +92,10 @@ impl Disk {
         self.off |= self.cut_at.is_some_and(|n| self.operations >= n);
         self.look()?;
         self.operations += 1;
+        if let Some(mut moments) = self.moments.take() {
+            moments.push(self.after(End::Kill));
+            self.moments = Some(moments);
+        }
         Ok(())
     }
 
@@ -102,15 +140,14 @@ impl Disk {
             .retain(|inode, (_, open)| Arc::strong_count(open) > 1 || names.may_have(*inode));
     }
 
-    pub(super) fn after_cut(&self, forget: Forget) -> Self {
-        let mut seeded = match forget {
-            Forget::Some(seed) => Some(Seeded::new(seed)),
-            Forget::Unsynced | Forget::Nothing => None,
+    pub(super) fn after(&self, end: End<'_>) -> Self {
+        let (kill, mut choose) = match end {
+            End::Kill => (true, None),
+            End::Cut(choose) => (false, choose),
         };
-        let kill = forget == Forget::Nothing;
         let names = match kill {
             true => self.names.clone(),
-            false => self.names.after_cut(seeded.as_mut()),
+            false => self.names.after_cut(reborrow(&mut choose)),
         };
         let reachable = self
             .files
@@ -118,7 +155,7 @@ impl Disk {
             .filter(|(inode, _)| names.may_have(**inode));
         let mut left = |file: &File| match kill {
             true => file.clone(),
-            false => file.after_cut(seeded.as_mut()),
+            false => file.after_cut(reborrow(&mut choose)),
         };
         let files = reachable.map(|(inode, (file, _))| (*inode, (left(file), Open::default())));
         Self {
@@ -130,5 +167,18 @@ impl Disk {
             names,
             ..Self::default()
         }
+    }
+
+    /// What a process would see of it.
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (place, inode) in self.names.all() {
+            place.hash(&mut hasher);
+            inode.hash(&mut hasher);
+            if let Some((file, _)) = self.files.get(inode) {
+                file.digest(&mut hasher);
+            }
+        }
+        hasher.finish()
     }
 }

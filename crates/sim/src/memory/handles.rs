@@ -78,8 +78,7 @@ impl MemoryDir {
     }
 
     fn rename_to(&self, from: &str, into: &Self, to: &str, replace: bool) -> io::Result<()> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         let moved = self.find(&disk, from)?;
         check_name(to)?;
         match disk.names.get(into.inode, to) {
@@ -104,8 +103,7 @@ impl MemoryDir {
 
 impl Dir for MemoryDir {
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         self.find_none(&disk, name)?;
         let inode = disk.new_file();
         self.name(&mut disk, name, inode);
@@ -119,8 +117,7 @@ impl Dir for MemoryDir {
     }
 
     fn create_dir(&self, name: &str) -> io::Result<()> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         self.find_none(&disk, name)?;
         let inode = disk.new_inode();
         disk.dirs.insert(inode);
@@ -152,8 +149,7 @@ impl Dir for MemoryDir {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         let inode = self.find(&disk, name)?;
         if disk.dirs.contains(&inode) {
             return Err(ErrorKind::IsADirectory.into());
@@ -170,16 +166,14 @@ impl Dir for MemoryDir {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         disk.names.sync(self.inode);
         disk.collect();
         Ok(())
     }
 
     fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn Lock>>> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         let inode = match self.find(&disk, name) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let inode = disk.new_file();
@@ -233,8 +227,7 @@ impl MemoryFile {
         &self,
         change: impl FnOnce(&mut content::File, u64) -> io::Result<T>,
     ) -> io::Result<T> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         self.check_writable(EBADF)?;
         let room = disk.free_pages();
         let file = disk.files.get_mut(&self.inode);
@@ -298,8 +291,7 @@ impl File for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut disk = self.fs.disk();
-        disk.operation()?;
+        let mut disk = self.fs.operate()?;
         let file = disk.files.get_mut(&self.inode);
         file.expect("an open file stays").0.sync();
         Ok(())

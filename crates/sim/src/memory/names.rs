@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::seeded::Seeded;
+use crate::choose::Choose;
 
 /// A file or a directory, whatever it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(super) struct Inode(pub(super) u64);
 
 /// Where a name stands.
@@ -51,6 +51,11 @@ impl Names {
             || changed.into_iter().any(|(_, named)| *named == Some(inode))
     }
 
+    /// All names, as the process sees them.
+    pub(super) fn all(&self) -> &BTreeMap<Place, Inode> {
+        &self.now
+    }
+
     pub(super) fn change(&mut self, change: Change) {
         apply(&mut self.now, &change);
         self.unsynced.push(change);
@@ -76,11 +81,11 @@ impl Names {
         }
     }
 
-    /// The names after a power cut that lost all, or what the seed says, of what was not synced.
-    pub(super) fn after_cut(&self, seeded: Option<&mut Seeded>) -> Self {
+    /// The names after a power cut that lost all, or what is chosen, of what was not synced.
+    pub(super) fn after_cut(&self, choose: Option<&mut dyn Choose>) -> Self {
         let mut left = self.durable.clone();
-        if let Some(seeded) = seeded {
-            for change in self.prefixes(seeded) {
+        if let Some(choose) = choose {
+            for change in self.prefixes(choose) {
                 apply(&mut left, change);
             }
         }
@@ -91,16 +96,16 @@ impl Names {
         }
     }
 
-    /// As many of each directory's changes, from the first, as the seed says. One that is lost
+    /// As many of each directory's changes, from the first, as is chosen. One that is lost
     /// ends the prefix of every directory that it would have changed.
-    fn prefixes(&self, seeded: &mut Seeded) -> Vec<&Change> {
+    fn prefixes(&self, choose: &mut dyn Choose) -> Vec<&Change> {
         let mut counts = BTreeMap::<Inode, u64>::new();
         for dir in self.unsynced.iter().flat_map(Change::dirs) {
             *counts.entry(dir).or_default() += 1;
         }
         let mut rest: BTreeMap<_, _> = counts
             .into_iter()
-            .map(|(dir, count)| (dir, seeded.up_to(count)))
+            .map(|(dir, count)| (dir, choose.up_to(count)))
             .collect();
         let mut kept = Vec::new();
         for change in &self.unsynced {

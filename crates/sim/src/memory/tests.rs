@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use cowslip_block::files::{Access, File, RealDir, read_all, replace_file};
 
 use super::*;
+use crate::choose::Choose as _;
 use crate::seeded::Seeded;
 
 const PAGE: u64 = PAGE_BYTES as u64;

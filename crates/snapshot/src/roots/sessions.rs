@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cowslip_block::files::{Access, Dir, read_all, replace_file};
+use cowslip_block::files::{Access, Dir, REPLACING, read_all, replace_file};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -69,6 +69,18 @@ impl SessionRecord {
         sessions
             .sync()
             .map_err(|e| StoreError::io("syncing sessions/", e))
+    }
+
+    /// Removes what a crash left of one that was being put in force: whoever did so held the lock.
+    pub(crate) fn sweep(_: &RootLock, sessions: &dyn Dir) -> Result<(), StoreError> {
+        let failed = |e| StoreError::io("sweeping sessions/", e);
+        for name in sessions.list().map_err(failed)? {
+            let id = name.strip_suffix(REPLACING).map(Uuid::parse_str);
+            if matches!(id, Some(Ok(_))) {
+                sessions.remove(&name).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// All of them, by id. One that cannot be read is an error: what it needs is not known.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cowslip_block::cache::Cache;
+use cowslip_block::cache::{Cache, Found};
 
 use super::manifest::{CacheEntry, Manifest};
 use super::{Seal, Session, SessionError, locked};
@@ -218,7 +218,7 @@ fn check_room(manifest: &Manifest, options: &SnapshotOptions) -> Result<(), Sess
 
 /// Which of the seals that the manifest lists are taken up: those whose cache is whole. After a
 /// kill each is; after a power cut, those that had been made durable.
-pub(super) fn settle_seals(manifest: &mut Manifest, caches: &[Arc<Cache>]) -> VecDeque<Arc<Seal>> {
+pub(super) fn settle_seals(manifest: &mut Manifest, caches: &[Found]) -> VecDeque<Arc<Seal>> {
     let mut queue = VecDeque::new();
     for (entry, cache) in manifest.caches.iter_mut().zip(caches) {
         let Some(request) = entry.seal.clone() else {

@@ -268,6 +268,10 @@ impl Session {
     /// [`SessionError`].
     pub fn open(around: Surroundings) -> Result<Self, SessionError> {
         let lock = take_lock(&*around.dir)?;
+        // What a killed process renamed and did not sync is acted upon from here on: a power cut must not
+        // bring back a manifest that knows nothing of it.
+        let synced = around.dir.sync();
+        synced.map_err(|e| SessionError::io("syncing the session's directory", e))?;
         let on_disk = Manifest::read(&*around.dir)?.ok_or(SessionError::NotASession)?;
         let mut manifest = on_disk.clone();
         manifest.store.clone_from(&around.store_path);
@@ -285,9 +289,9 @@ impl Session {
         }
         remove_unlisted(&*around.dir, &manifest.caches, geometry.block_size)?;
         let health = Health::new(around.say);
-        let mut caches = Vec::new();
+        let mut found = Vec::new();
         for entry in &manifest.caches {
-            let cache = Cache::open(
+            let cache = Cache::find(
                 Arc::clone(&around.dir),
                 &entry.name,
                 geometry,
@@ -296,13 +300,20 @@ impl Session {
             );
             let cache =
                 cache.map_err(|e| SessionError::io(format!("opening {}", entry.name), e))?;
-            caches.push(Arc::new(cache));
+            found.push(cache);
         }
-        let queue = settle_seals(&mut manifest, &caches);
+        let queue = settle_seals(&mut manifest, &found);
         if manifest != on_disk {
             manifest
                 .write(&*around.dir)
                 .map_err(|e| SessionError::io("writing session.json", e))?;
+        }
+        let mut caches = Vec::new();
+        for (entry, found) in manifest.caches.iter().zip(found) {
+            let cache = found.settle();
+            let cache =
+                cache.map_err(|e| SessionError::io(format!("opening {}", entry.name), e))?;
+            caches.push(Arc::new(cache));
         }
         let top = caches.pop().expect("a manifest lists at least one");
         caches.reverse();

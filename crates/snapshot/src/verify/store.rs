@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cowslip_block::files::{Access, Dir};
+use cowslip_block::files::{Access, Dir, REPLACING};
 
 use super::Depth;
 use super::findings::{Damage, Findings, Spot};
@@ -190,7 +190,7 @@ impl Listing {
         for name in names_in(&**store.dirs().sessions, "sessions")? {
             let Some(id) = canonical(&name) else {
                 // What is being replaced is under a name of its own for a moment.
-                if name.strip_suffix(".new").and_then(canonical).is_none() {
+                if name.strip_suffix(REPLACING).and_then(canonical).is_none() {
                     self.foreign(format!("sessions/{name}"));
                 }
                 continue;

@@ -82,6 +82,8 @@ pub(super) struct Replay {
     pub(super) marks: Vec<(Mark, bool)>,
     /// Written by this boot of the machine.
     pub(super) same_boot: bool,
+    /// The segments before the last: a process that was killed may not have synced them.
+    pub(super) older: Vec<Arc<dyn File>>,
     /// The end, to go on from.
     pub(super) journal: Journal,
 }
@@ -197,7 +199,7 @@ impl Place<'_> {
         };
         let mut found = Vec::new();
         let mut same_boot = true;
-        let mut end = None;
+        let (mut older, mut end) = (Vec::new(), None::<Journal>);
         while names.contains(&self.segment_name(segment)) {
             let file = self
                 .dir
@@ -218,13 +220,14 @@ impl Place<'_> {
                 at += len;
             }
             let (position, allocated) = (at as u64, bytes.len() as u64);
-            end = Some(Journal {
+            let before = end.replace(Journal {
                 file,
                 segment,
                 position,
                 allocated,
                 next_sequence: next,
             });
+            older.extend(before.map(|journal| journal.file));
             segment += 1;
         }
         let Some(journal) = end else {
@@ -246,6 +249,7 @@ impl Place<'_> {
             states,
             marks,
             same_boot,
+            older,
             journal,
         })
     }
