@@ -20,6 +20,7 @@
 )]
 
 mod bench;
+mod crashes;
 mod footprint;
 mod fs_aware;
 mod fuzz;
@@ -40,6 +41,7 @@ cargo xtask test [--no-install]         all that must pass: format, lints, docs,
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
+cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
 cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json
@@ -63,6 +65,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["test", rest @ ..] => test::run(rest)?,
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
+        ["crashes", rest @ ..] => crashes::run(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
         ["footprint", rest @ ..] => footprint::run(rest)?,
         ["fs-aware", rest @ ..] => fs_aware::run(rest)?,

@@ -33,7 +33,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
             "cowslip-ext4",
         ],
     ),
-    ("cowslip-sim", &["cowslip-block"]),
+    ("cowslip-sim", &["cowslip-block", "cowslip-snapshot"]),
     (
         "xtask",
         &[

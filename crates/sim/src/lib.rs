@@ -3,14 +3,17 @@
 //! - [`MemoryFs`]: a file system in memory that knows what was synced, and can be cut at any
 //!   operation;
 //! - [`FaultyDir`]: any directory, with calls that fail as told;
-//! - [`load`]: a small write load, and what each snapshot of it holds.
+//! - [`load`]: a small write load, and what each snapshot of it holds;
+//! - [`world`]: the real code over such a disk, and every crash that a history could meet.
 //!
-//! Not here: torn sectors, every possible crash state (a seed gives one), the network.
+//! Not here: the network.
 
+mod choose;
 pub mod faulty;
 pub mod load;
 pub mod memory;
 mod seeded;
+pub mod world;
 
 pub use faulty::{Call, EIO, ENOSPC, Faults, FaultyDir, Rule};
 pub use memory::{Forget, MemoryFs};

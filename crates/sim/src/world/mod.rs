@@ -1,0 +1,458 @@
+//! A world: the real store and the real sessions over a disk in memory, what the clients know beside them,
+//! and every crash that a history could meet.
+//!
+//! ```text
+//! seed -> operation::history -> World::apply, one operation after the other, on a MemoryFs that records
+//!                                  | before each operation on a file
+//!                                  v
+//!                               a moment: killed then and there, or the power cut (every legal disk, or some)
+//!                                  |
+//!                                  v
+//!                               check: opened, compared with the Oracle, goes on
+//! ```
+//!
+//! Everything happens in one thread, and time stands still: the same seed gives the same [`World::digest`].
+//! What runs beside something else, a collection in the middle of a seal, begins between two operations on
+//! files.
+//!
+//! - `operation.rs`: what can happen;  `oracle.rs`: what is promised;  `check.rs`: whether it was kept;
+//! - `explore.rs`: all crashes of one history;  `shrink.rs`: the shortest history that still fails.
+
+mod check;
+mod explore;
+mod host;
+pub mod operation;
+mod oracle;
+mod shrink;
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Display};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cowslip_block::files::Dir;
+use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device};
+use cowslip_snapshot::compact::{Around, Options, Policy, compact};
+use cowslip_snapshot::gc::collect;
+use cowslip_snapshot::import::{ImportOptions, import};
+use cowslip_snapshot::session::{Session, SessionError, SnapshotOptions, Surroundings};
+use cowslip_snapshot::{Caches, SnapshotName, Store};
+
+pub use self::explore::{Effort, Finding, Seen, Tally, explore};
+use self::host::SimHost;
+use self::operation::{Operation, SessionNumber};
+use self::oracle::DeviceOracle;
+pub use self::oracle::{End, Oracle};
+pub use self::shrink::shrink;
+use crate::memory::MemoryFs;
+
+/// Bytes in a block.
+pub const BLOCK: usize = 4096;
+const TEMPLATE_BYTES: usize = 7 * BLOCK + 100;
+/// Of a session's device: larger than the template, and not in whole blocks.
+pub const SIZE_BYTES: usize = 9 * BLOCK + 333;
+const TEMPLATE: &str = "base";
+
+/// Bytes that tell which write they came from; never zero.
+fn bytes_of(seed: u64, len: usize) -> Vec<u8> {
+    let byte = |i: u64| (seed * 131 + i * 7 + i / 251) % 255 + 1;
+    (0..len as u64)
+        .map(|i| u8::try_from(byte(i)).expect("at most 255"))
+        .collect()
+}
+
+fn dir_name(session: SessionNumber) -> String {
+    format!("session-{session}")
+}
+
+/// Says what failed.
+fn at<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// One boot of one machine, and one process on it.
+pub struct World {
+    disk: MemoryFs,
+    root: Arc<dyn Dir>,
+    host: Arc<SimHost>,
+    boot: u64,
+    life: u64,
+    store: Arc<Store>,
+    sessions: BTreeMap<SessionNumber, Session>,
+    /// What the clients know now.
+    oracle: Oracle,
+    /// The same, while an operation was going on: asked for, and not answered.
+    during: Oracle,
+    /// Writes and snapshots so far, of all lives.
+    count: u64,
+}
+
+impl World {
+    /// A store with a template, and session 0 on it, all of it durable.
+    ///
+    /// # Errors
+    /// Where something fails that should not.
+    pub fn new() -> Result<Self, String> {
+        let disk = MemoryFs::new();
+        let root = disk.root();
+        for dir in ["store", "import"] {
+            root.create_dir(dir).map_err(at(dir))?;
+        }
+        root.sync().map_err(at("the root"))?;
+        let host = SimHost::new(1, 1);
+        let dir = root.open_dir("store").map_err(at("the store"))?;
+        let store = Store::open_or_create(&*dir, Arc::clone(&host) as _, Caches::default());
+        let store = Arc::new(store.map_err(at("making the store"))?);
+        let template = bytes_of(1, TEMPLATE_BYTES);
+        let mut oracle = Oracle::default();
+        oracle.template(TEMPLATE, &template);
+        let mut world = Self {
+            disk,
+            root,
+            host,
+            boot: 1,
+            life: 1,
+            store,
+            sessions: BTreeMap::new(),
+            during: oracle.clone(),
+            oracle,
+            count: 1,
+        };
+        world.import(&template).map_err(at("importing"))?;
+        world.begin(0, TEMPLATE)?;
+        Ok(world)
+    }
+
+    fn import(&self, template: &[u8]) -> Result<(), String> {
+        let dir = self.root.open_dir("import").map_err(at("import"))?;
+        let source = dir.create(TEMPLATE).map_err(at("the source"))?;
+        source.write_at(template, 0).map_err(at("the source"))?;
+        let options = ImportOptions {
+            block_size: BlockSize::DISK,
+            made_by: "a world".into(),
+        };
+        let lease = self.store.lease().map_err(at("a lease"))?;
+        let size = template.len() as u64;
+        let header = import(
+            &self.store,
+            &lease,
+            &*source,
+            size,
+            &options,
+            &mut |_, _| (),
+        );
+        let header = header.map_err(at("import"))?;
+        let committed = self.store.commit(&lease, &name(TEMPLATE), &header, false);
+        committed.map(drop).map_err(at("commit"))
+    }
+
+    /// What the disk shows, and what the clients know: equal for equal histories.
+    pub fn digest(&self) -> u64 {
+        self.disk.digest()
+    }
+
+    /// Another process's look at the store.
+    fn another(&self) -> Result<Arc<Store>, String> {
+        open_store(&*self.root, &self.host)
+    }
+
+    fn session(&self, number: SessionNumber) -> Option<(&Session, Arc<dyn Device>)> {
+        let session = self.sessions.get(&number)?;
+        Some((session, session.device()))
+    }
+
+    /// Asks for one thing, and notes what is known before the answer and after it. One that names what is
+    /// not there is left out.
+    ///
+    /// # Errors
+    /// Where it fails: nothing here does, on a disk without faults.
+    pub fn apply(&mut self, operation: &Operation) -> Result<(), String> {
+        self.during = self.oracle.clone();
+        self.count += 1;
+        match *operation {
+            Operation::Write {
+                session,
+                at,
+                len,
+                fua,
+            } => {
+                let bytes = bytes_of(self.count, len);
+                self.write(session, at, &bytes)?;
+                if fua { self.flush(session) } else { Ok(()) }
+            }
+            Operation::Mixed {
+                session,
+                block,
+                blocks,
+            } => {
+                let mut bytes = bytes_of(self.count, blocks * BLOCK);
+                let zeros = bytes.chunks_mut(BLOCK).step_by(2);
+                zeros.for_each(|b| b.fill(0));
+                self.write(session, block * BLOCK, &bytes)
+            }
+            Operation::Zero {
+                session,
+                at,
+                len,
+                room,
+            } => {
+                let Some((_, device)) = self.session(session) else {
+                    return Ok(());
+                };
+                self.submit(session, |known| known.submit(at, &vec![0; len]));
+                done(device.write_zeroes(range(at, len), room))?;
+                self.acknowledge(session);
+                Ok(())
+            }
+            Operation::Trim { session, at, len } => {
+                let Some((_, device)) = self.session(session) else {
+                    return Ok(());
+                };
+                self.submit(session, |known| known.trim(at, len));
+                done(device.trim(range(at, len)))?;
+                self.acknowledge(session);
+                Ok(())
+            }
+            Operation::Flush(session) => self.flush(session),
+            Operation::Freeze(session) => self.freeze(session),
+            Operation::Seal(session) => self.seal(session),
+            Operation::SealAndCollect(session, after) => {
+                self.collect_after(after);
+                let sealed = self.seal(session);
+                self.disk.interrupt(None);
+                sealed
+            }
+            Operation::Tidy(session) => self.with(session, |s| done(s.tidy())),
+            Operation::Checkpoint(session) => self.with(session, |s| done(s.checkpoint())),
+            Operation::GoOver(session) => self.with(session, |s| done(s.go_over()).map(drop)),
+            Operation::Restart(session) => {
+                if self.sessions.remove(&session).is_some() {
+                    let opened = self.open_session(session).map_err(at("opened again"))?;
+                    self.sessions.insert(session, opened);
+                }
+                Ok(())
+            }
+            Operation::Fork { session, pick } => self.fork(session, pick),
+            Operation::Forget(session) => {
+                let Some(gone) = self.sessions.remove(&session) else {
+                    return Ok(());
+                };
+                self.oracle.sessions.remove(&session);
+                self.during.sessions.remove(&session);
+                done(gone.forget())
+            }
+            Operation::Remove(pick) => self.remove(pick),
+            Operation::Collect => done(collect(&*self.another()?, false, &mut |_, _| ())).map(drop),
+            Operation::Compact => self.compact(),
+        }
+    }
+
+    fn submit(&mut self, session: SessionNumber, change: impl Fn(&mut DeviceOracle)) {
+        for oracle in [&mut self.oracle, &mut self.during] {
+            oracle
+                .sessions
+                .get_mut(&session)
+                .into_iter()
+                .for_each(&change);
+        }
+    }
+
+    fn acknowledge(&mut self, session: SessionNumber) {
+        if let Some(known) = self.oracle.sessions.get_mut(&session) {
+            known.acknowledge();
+        }
+    }
+
+    fn write(&mut self, session: SessionNumber, at: usize, bytes: &[u8]) -> Result<(), String> {
+        let Some((_, device)) = self.session(session) else {
+            return Ok(());
+        };
+        self.submit(session, |known| known.submit(at, bytes));
+        done(device.write(ByteOffset(at as u64), bytes))?;
+        self.acknowledge(session);
+        Ok(())
+    }
+
+    fn flush(&mut self, session: SessionNumber) -> Result<(), String> {
+        let Some((_, device)) = self.session(session) else {
+            return Ok(());
+        };
+        done(device.flush())?;
+        if let Some(known) = self.oracle.sessions.get_mut(&session) {
+            known.flushed();
+        }
+        Ok(())
+    }
+
+    fn with(
+        &self,
+        session: SessionNumber,
+        act: impl FnOnce(&Session) -> Result<(), String>,
+    ) -> Result<(), String> {
+        self.sessions.get(&session).map_or(Ok(()), act)
+    }
+
+    fn freeze(&mut self, session: SessionNumber) -> Result<(), String> {
+        let Some((open, _)) = self.session(session) else {
+            return Ok(());
+        };
+        let text = format!("n{}", self.count);
+        let frozen = open.freeze(&name(&text), &SnapshotOptions::default());
+        // Told of while it goes on as well: what it holds was fixed when it was asked for.
+        self.oracle.freeze(session, &text);
+        self.during.freeze(session, &text);
+        done(frozen).map(drop)
+    }
+
+    fn seal(&mut self, session: SessionNumber) -> Result<(), String> {
+        let Some((open, _)) = self.session(session) else {
+            return Ok(());
+        };
+        let Some(seal) = open.next_seal() else {
+            return Ok(());
+        };
+        open.seal_next();
+        match seal.wait(Duration::ZERO) {
+            Some(Ok(_)) => {
+                self.oracle.stored(seal.name().as_str());
+                Ok(())
+            }
+            Some(Err(error)) => Err(format!("a seal failed: {error}")),
+            None => Err("a seal that ran is not done".into()),
+        }
+    }
+
+    /// A collection by another process, between two operations on files, so many of which are let pass.
+    fn collect_after(&self, operations: u64) {
+        let (disk, root, host) = (
+            self.disk.clone(),
+            Arc::clone(&self.root),
+            Arc::clone(&self.host),
+        );
+        let interrupt = move || {
+            // It would wait for whoever was interrupted.
+            if disk.is_locked("roots.lock") {
+                return false;
+            }
+            let store = open_store(&*root, &host).expect("the store opens");
+            collect(&store, false, &mut |_, _| ()).expect("nothing is damaged");
+            true
+        };
+        self.disk.interrupt(Some((operations, Box::new(interrupt))));
+    }
+
+    fn begin(&mut self, session: SessionNumber, from: &str) -> Result<(), String> {
+        let mut image = self.oracle.snapshots[from].image.to_vec();
+        image.resize(SIZE_BYTES, 0);
+        let known = DeviceOracle::new(&image);
+        self.during.beginning.insert(session, known.clone());
+        // A number that was used before has left its directory behind.
+        let dir = dir_name(session);
+        if self.root.open_dir(&dir).is_err() {
+            self.root.create_dir(&dir).map_err(at(&dir))?;
+        }
+        let there = self.root.open_dir(&dir).map_err(at(&dir))?;
+        for file in there.list().map_err(at(&dir))? {
+            there.remove(&file).map_err(at(&dir))?;
+        }
+        there.sync().map_err(at(&dir))?;
+        self.root.sync().map_err(at(&dir))?;
+        let begun = Session::create(self.around(session)?, &name(from), Some(SIZE_BYTES as u64));
+        self.sessions.insert(session, done(begun)?);
+        self.oracle.sessions.insert(session, known);
+        Ok(())
+    }
+
+    fn fork(&mut self, session: SessionNumber, pick: usize) -> Result<(), String> {
+        let Some(from) = self.pick(pick)? else {
+            return Ok(());
+        };
+        match self.sessions.contains_key(&session) {
+            true => Ok(()),
+            false => self.begin(session, &from),
+        }
+    }
+
+    /// A name that is there.
+    fn pick(&self, pick: usize) -> Result<Option<String>, String> {
+        let names = self.store.list().map_err(at("listing"))?;
+        let names: Vec<_> = names.into_iter().map(|l| l.name.to_string()).collect();
+        let known = |n: &&String| self.oracle.snapshots.get(*n).is_some_and(|s| s.reported);
+        let names: Vec<_> = names.iter().filter(known).collect();
+        Ok(match names.len() {
+            0 => None,
+            n => Some(names[pick % n].clone()),
+        })
+    }
+
+    fn remove(&mut self, pick: usize) -> Result<(), String> {
+        let Some(text) = self.pick(pick)? else {
+            return Ok(());
+        };
+        for oracle in [&mut self.oracle, &mut self.during] {
+            let snapshot = oracle.snapshots.get_mut(&text);
+            snapshot.expect("it was picked").removing = true;
+        }
+        done(self.another()?.remove(&name(&text)))?;
+        self.oracle.snapshots.remove(&text);
+        self.oracle.removed.push(text);
+        Ok(())
+    }
+
+    fn compact(&self) -> Result<(), String> {
+        let policy = Policy {
+            garbage_percent: 0,
+            garbage_bytes_min: 0,
+            layers_max: 2,
+            layers_after: 1,
+        };
+        let options = Options {
+            policy,
+            names: Vec::new(),
+            step_bytes: 20_000,
+        };
+        let around = Around {
+            moved: &|_| {},
+            progress: &|_| true,
+        };
+        done(compact(&*self.another()?, &options, &around)).map(drop)
+    }
+
+    fn around(&self, session: SessionNumber) -> Result<Surroundings, String> {
+        let dir = dir_name(session);
+        Ok(Surroundings {
+            dir: self.root.open_dir(&dir).map_err(at(&dir))?,
+            path: dir.into(),
+            temporary: false,
+            store: Arc::clone(&self.store),
+            store_path: "store".into(),
+            host: Arc::clone(&self.host) as _,
+            say: Box::new(|_| {}),
+            unneeded: None,
+        })
+    }
+
+    fn open_session(&self, session: SessionNumber) -> Result<Session, SessionError> {
+        let around = self.around(session).map_err(SessionError::Damaged)?;
+        Session::open(around)
+    }
+}
+
+fn open_store(root: &dyn Dir, host: &Arc<SimHost>) -> Result<Arc<Store>, String> {
+    let dir = root.open_dir("store").map_err(at("the store"))?;
+    let store = Store::open(&*dir, Arc::clone(host) as _, Caches::default());
+    store.map(Arc::new).map_err(at("opening the store"))
+}
+
+fn name(text: &str) -> SnapshotName {
+    text.parse().expect("a letter and digits are a name")
+}
+
+fn range(at: usize, len: usize) -> ByteRange {
+    ByteRange::new(at as u64, (at + len) as u64)
+}
+
+/// Of what cannot fail on a disk without faults.
+fn done<T, E: Display + Debug>(result: Result<T, E>) -> Result<T, String> {
+    result.map_err(|error| format!("failed on a sound disk: {error}"))
+}

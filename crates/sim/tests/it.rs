@@ -1,0 +1,5 @@
+//! The crate from outside: one binary, a module a subject.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "it/crashes.rs"]
+mod crashes;
