@@ -21,6 +21,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// A server lives for months, and its threads come and go. With glibc's allocator, which keeps what each
+/// thread freed apart, its memory grew fivefold in half an hour of snapshots, with nothing leaked.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
     match command::run(cli) {
