@@ -126,10 +126,10 @@ impl Session {
         lease: &Lease,
         group: &[Arc<Cache>],
     ) -> Result<Arc<Header>, SealError> {
-        // Before anything is written.
-        let unneeded = self.unneeded(request, group)?;
         let before = lease.mark();
         let built = self.leased_base(lease).and_then(|parent| {
+            // Before anything is written.
+            let unneeded = self.unneeded(request, group, &parent)?;
             let frozen = Frozen {
                 caches: group,
                 size_bytes: self.geometry.size_bytes,
@@ -148,6 +148,7 @@ impl Session {
         &self,
         request: &SealRequest,
         group: &[Arc<Cache>],
+        base: &Arc<Header>,
     ) -> Result<Vec<BlockRange>, SealError> {
         let Some((newest, older)) = group.split_first().filter(|_| request.fs_aware) else {
             return Ok(Vec::new());
@@ -156,8 +157,7 @@ impl Session {
             let why = "nobody here knows what is in the device";
             return Err(SealError::Refused(why.into()));
         };
-        // The base may go over to one that reads the same; seals before this one have ended.
-        let base = image_of(&self.store, &locked(&self.state).base);
+        let base = image_of(&self.store, base);
         let (top, frozen) = (Arc::clone(newest), older.to_vec());
         let frozen = ReadOnly(Arc::new(Overlay::new(self.geometry, top, frozen, base)));
         let device: Arc<dyn Device> = Arc::new(frozen);
