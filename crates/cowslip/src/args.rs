@@ -498,7 +498,7 @@ pub(crate) struct Lab {
     #[arg(long = "workload", value_name = "NAME", value_delimiter = ',')]
     pub(crate) workloads: Vec<String>,
     /// Cells that run at the same time
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub(crate) jobs: u8,
     /// The seed of the workloads; the same seed writes the same files
     #[arg(long, default_value_t = 1)]

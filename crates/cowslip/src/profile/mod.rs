@@ -30,10 +30,11 @@ pub(crate) const DEFAULT: &str = "default";
 pub(crate) const PROFILES: &[Profile] = &[
     Profile {
         name: DEFAULT,
-        why: "small snapshots, nothing risky: a short journal, metadata side by side, no writes for reads, freed blocks told",
+        why: "small snapshots, nothing risky: no writes for reads, freed blocks told, tiny files in their inodes, a short journal",
         knobs: &[
             "features",
             "no-lazy-init",
+            "inline-data",
             "packed-meta",
             "journal=4M",
             "reserved=0",
@@ -71,6 +72,7 @@ pub(crate) const PROFILES: &[Profile] = &[
         knobs: &[
             "features",
             "no-lazy-init",
+            "inline-data",
             "packed-meta",
             "no-journal",
             "reserved=0",

@@ -18,7 +18,7 @@ th{color:var(--soft);font-weight:600}td:first-child,th:first-child{text-align:le
 svg{display:block;max-width:100%;height:auto}svg text{fill:var(--fg);font:12px system-ui,sans-serif}svg .soft{fill:var(--soft)}
 .figure{display:flex;gap:28px;flex-wrap:wrap;margin:18px 0}.figure div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 18px}
 .figure b{display:block;font-size:26px}.less{background:color-mix(in srgb,var(--floor) var(--w),transparent)}.more{background:color-mix(in srgb,var(--over) var(--w),transparent)}
-.key span{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 14px;vertical-align:-1px}";
+.key{max-width:none}.key span{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 14px;vertical-align:-1px}";
 
 /// By class, in the order in which they are stacked.
 const COLOURS: [(&str, &str); 15] = [

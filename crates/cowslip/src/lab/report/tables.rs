@@ -136,9 +136,12 @@ fn one_variant(found: &Found, variant: &str) -> Option<Grid> {
     Some(Grid {
         title: format!("Profile {variant}"),
         about: format!(
-            "mkfs.ext4 `{}`, mounted with `{}`.",
+            "mkfs.ext4 `{}`, mounted with {}.",
             about.mkfs_args.join(" "),
-            about.mount_options
+            match about.mount_options.as_str() {
+                "" => "no options".to_owned(),
+                options => format!("`{options}`"),
+            }
         ),
         head,
         rows: rows.iter().map(row).collect(),
