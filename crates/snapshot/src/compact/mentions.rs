@@ -1,19 +1,24 @@
 //! [`Mentions`]: which layers and header objects one image depends on, kept while one goes from image to
 //! image.
 //!
-//! From one image to the next only the subtrees are looked at in which they differ, so going over a
-//! chain of snapshots costs what its snapshots changed, and the memory is that of one image's sets.
+//! Each node is counted by how often it is pointed at, and looked into when it comes and when it goes: what
+//! the next image shares with this one is not gone over. So going over a chain of snapshots costs what its
+//! snapshots changed, whatever number of slots lead to one node; the memory is that of one image's nodes.
+
+use std::collections::HashMap;
 
 use roaring::RoaringBitmap;
 
 use super::survey::Survey;
 use crate::error::StoreError;
-use crate::header::{Header, Node, Slot};
+use crate::header::{Header, Node, NodePtr, Slot};
 
 /// What the image at hand depends on, by number in the survey.
 pub(super) struct Mentions<'a> {
     survey: &'a Survey,
     image: Option<&'a Header>,
+    /// How often each is pointed at.
+    nodes: HashMap<(NodePtr, u8), u64>,
     pub(super) layers: Counted,
     pub(super) headers: Counted,
 }
@@ -21,7 +26,7 @@ pub(super) struct Mentions<'a> {
 /// How often each number is mentioned.
 #[derive(Default)]
 pub(super) struct Counted {
-    counts: Vec<u32>,
+    counts: Vec<u64>,
     any: RoaringBitmap,
 }
 
@@ -65,6 +70,7 @@ impl<'a> Mentions<'a> {
         Self {
             survey,
             image: None,
+            nodes: HashMap::new(),
             layers: Counted::default(),
             headers: Counted::default(),
         }
@@ -73,49 +79,17 @@ impl<'a> Mentions<'a> {
     /// Goes to another image.
     pub(super) fn go_to(&mut self, image: &'a Header) -> Result<(), StoreError> {
         let before = self.image.replace(image);
-        if let Some(before) = before {
-            self.headers.count(self.survey.header(before.id()), false);
-        }
-        self.headers.count(self.survey.header(image.id()), true);
-        match before {
-            Some(before) if before.height() == image.height() => {
-                self.shift(image, [&before.root(), &image.root()], image.height())
-            }
-            before => {
-                if let Some(before) = before {
-                    self.all(before, &before.root(), before.height(), false)?;
-                }
-                self.all(image, &image.root(), image.height(), true)
-            }
-        }
+        // What both have comes again before it goes: it is not looked into.
+        self.image(image, true)?;
+        before.map_or(Ok(()), |before| self.image(before, false))
     }
 
-    /// From one slot to another at the same place.
-    fn shift(&mut self, header: &Header, slots: [&Slot; 2], level: u8) -> Result<(), StoreError> {
-        let [old, new] = slots;
-        if old == new {
-            return Ok(());
-        }
-        if let (Slot::Node(a), Slot::Node(b)) = (old, new)
-            && level > 0
-        {
-            let (old, new) = (header.nodes().get(a, level)?, header.nodes().get(b, level)?);
-            if let (Node::Inner { slots: old, .. }, Node::Inner { slots: new, .. }) = (&*old, &*new)
-            {
-                self.headers.count(self.survey.header(a.header), false);
-                self.headers.count(self.survey.header(b.header), true);
-                for pair in old.iter().zip(new.iter()) {
-                    self.shift(header, [pair.0, pair.1], level - 1)?;
-                }
-                return Ok(());
-            }
-        }
-        self.all(header, old, level, false)?;
-        self.all(header, new, level, true)
+    fn image(&mut self, image: &Header, comes: bool) -> Result<(), StoreError> {
+        self.headers.count(self.survey.header(image.id()), comes);
+        self.slot(image, &image.root(), image.height(), comes)
     }
 
-    /// A whole subtree comes, or goes.
-    fn all(
+    fn slot(
         &mut self,
         header: &Header,
         slot: &Slot,
@@ -130,6 +104,9 @@ impl<'a> Mentions<'a> {
             }
             Slot::Node(ptr) => ptr,
         };
+        if !self.is_first_or_last(ptr, level, comes) {
+            return Ok(());
+        }
         self.headers.count(self.survey.header(ptr.header), comes);
         match &*header.nodes().get(&ptr, level)? {
             Node::Leaf(runs) => {
@@ -140,8 +117,23 @@ impl<'a> Mentions<'a> {
             }
             Node::Inner { slots, .. } => slots
                 .iter()
-                .try_for_each(|slot| self.all(header, slot, level - 1, comes)),
+                .try_for_each(|slot| self.slot(header, slot, level - 1, comes)),
         }
+    }
+
+    /// One more slot leads to the node, or one less: is it the only one?
+    fn is_first_or_last(&mut self, ptr: NodePtr, level: u8, comes: bool) -> bool {
+        let count = self.nodes.entry((ptr, level)).or_insert(0);
+        if comes {
+            *count += 1;
+            return *count == 1;
+        }
+        *count -= 1;
+        let is_last = *count == 0;
+        if is_last {
+            self.nodes.remove(&(ptr, level));
+        }
+        is_last
     }
 }
 
@@ -151,9 +143,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::header::{DiffFigures, HeaderSpec, MapRun, Target};
+    use crate::compact;
+    use crate::header::{DiffFigures, HeaderSpec, MapRun, Target, hostile};
     use crate::host::RealHost;
-    use crate::ids::LayerId;
+    use crate::ids::{HeaderId, LayerId};
     use crate::store::{Caches, Store};
     use cowslip_block::{BlockRange, BlockSize};
     use cowslip_sim::MemoryFs;
@@ -197,6 +190,38 @@ mod tests {
             images.push(store.put_header(&lease, &spec).unwrap());
         }
         images
+    }
+
+    /// Each node of the map has 32 equal children: 2^30 ways lead to its one leaf.
+    #[test]
+    fn a_map_that_leads_everywhere_is_gone_over_once() {
+        let root = MemoryFs::new().root();
+        let store = Store::open_or_create(root.as_ref(), Arc::new(RealHost), Caches::default());
+        let store = store.unwrap();
+        let lease = store.lease().unwrap();
+        let mut writer = store.layer_writer(&lease, BlockSize::DISK).unwrap();
+        writer.push(&[7; 4096]).unwrap();
+        let layer = writer.finish().unwrap().id;
+        let id = HeaderId(Uuid::from_u128(77));
+        let object = hostile::leads_everywhere(id, store.nodes(), layer, 6).unwrap();
+        let headers = store.dirs().headers;
+        let file = headers.create(&id.to_string()).unwrap();
+        file.write_at(&object, 0).unwrap();
+        let header = store.open_header(id).unwrap();
+        store
+            .commit(&lease, &"evil".parse().unwrap(), &header, false)
+            .unwrap();
+        // No layer at all is too many.
+        let options = compact::Options {
+            policy: compact::Policy {
+                layers_max: 0,
+                ..compact::Policy::FULL
+            },
+            names: Vec::new(),
+            step_bytes: u64::MAX,
+        };
+        let looked = compact::survey(&store, &options, &|_| true).unwrap();
+        assert_eq!(looked.left_objects, 1);
     }
 
     proptest! {

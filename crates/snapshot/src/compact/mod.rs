@@ -6,7 +6,7 @@
 //! 3. copy     what is needed of those layers, into new ones            (copy.rs)
 //! 4. rewrite  the headers of the images that mention them              (header/relocate.rs)
 //! 5. swap     each name, each session, to its new header
-//! 6. collect  what nothing needs any more                              (gc.rs)
+//! 6. collect  what nothing needs any more, when sessions have gone over (gc.rs)
 //! ```
 //!
 //! Steps of bounded size follow each other until the policy is content.
@@ -27,7 +27,7 @@ mod mentions;
 mod plan;
 mod survey;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -75,7 +75,7 @@ pub enum Progress {
 
 /// What surrounds a store.
 pub struct Around<'a> {
-    /// Told of the sessions that have a new header: those that nobody serves can be made to go over to it
+    /// Told, once, of each session that has a new header, by this compaction or by an earlier one: those that nobody serves can be made to go over to it
     /// ([`crate::session::go_over`]); those that are served do so by themselves.
     pub moved: &'a dyn Fn(&[SessionRecord]),
     /// Told what happens; ends the compaction by answering false.
@@ -124,12 +124,16 @@ pub fn compact(
         around,
         result: Compacted::default(),
         done: Done::default(),
+        told: HashSet::new(),
     };
     run.collect()?;
     let mut is_first = true;
     loop {
-        let more = run.step(is_first)?;
-        run.collect()?;
+        let more = run.step(is_first);
+        // Also where it failed: what it has written, and nothing needs, must not stay on a full disk.
+        let collected = run.collect();
+        let more = more?;
+        collected?;
         if !more {
             return Ok(run.result);
         }
@@ -290,6 +294,8 @@ struct Run<'a> {
     around: &'a Around<'a>,
     result: Compacted,
     done: Done,
+    /// Of these sessions, that they have a new header.
+    told: HashSet<(Uuid, HeaderId)>,
 }
 
 impl Run<'_> {
@@ -357,7 +363,6 @@ impl Run<'_> {
             self.done.layers.insert(id);
         }
         let mut relocation = Relocation::new(&moves, &plan.headers);
-        let mut moved = Vec::new();
         for (n, image) in (1..).zip(images) {
             if let Some(header) = self
                 .store
@@ -365,24 +370,16 @@ impl Run<'_> {
             {
                 self.result.written_bytes += header.object_bytes();
                 self.done.headers.insert(header.id());
-                self.swap(lease, image, &header, &mut moved)?;
+                self.swap(lease, image, &header)?;
             }
             if !progress(Progress::Rewritten(n, images.len() as u64)) {
-                (self.around.moved)(&moved);
                 return Err(CopyError::Interrupted);
             }
         }
-        (self.around.moved)(&moved);
         Ok(())
     }
 
-    fn swap(
-        &mut self,
-        lease: &Lease,
-        image: &RootImage,
-        new: &Header,
-        moved: &mut Vec<SessionRecord>,
-    ) -> Result<(), StoreError> {
+    fn swap(&mut self, lease: &Lease, image: &RootImage, new: &Header) -> Result<(), StoreError> {
         for name in &image.names {
             let swapped = self.store.exchange(lease, name, image.header.id(), new)?;
             self.result.swapped += u64::from(swapped);
@@ -392,16 +389,24 @@ impl Run<'_> {
                 .store
                 .move_session(*session, image.header.id(), new.id())?;
             self.result.swapped += u64::from(record.is_some());
-            moved.extend(record);
         }
         Ok(())
     }
 
+    /// Sessions go over to their new headers, those also that an earlier run left behind; then what nobody
+    /// needs any more is removed.
     fn collect(&mut self) -> Result<(), StoreError> {
+        let mut moved = self.store.sessions()?;
+        moved.retain(|r| r.moved.is_some_and(|to| self.told.insert((r.id, to))));
+        if !moved.is_empty() {
+            (self.around.moved)(&moved);
+        }
         let nothing = &mut |_, _| {};
         let collected: Collected = gc::collect(self.store, false, nothing)?;
         self.result.removed_objects += collected.removed.len() as u64;
         self.result.removed_bytes += collected.removed_bytes();
+        // Their room is free when nobody has them open, which we do.
+        self.store.let_go_of_removed();
         Ok(())
     }
 }

@@ -151,7 +151,7 @@ impl<'a> Choice<'a> {
                 break;
             }
             let reach = reach(is_layer, n);
-            garbage -= reach.garbage_bytes();
+            garbage = garbage.saturating_sub(reach.garbage_bytes());
             copy_bytes += reach.live_bytes;
             chosen.push((is_layer, n));
         }
@@ -254,6 +254,14 @@ mod tests {
         // All are as empty, but for a little. A quarter is 250; the large one alone leaves 105.
         let store = survey(&[(160, 55), (1000, 350), (595, 595)]);
         let chosen = chosen(&store, &[&[0, 1, 2]], Policy::AUTO, &[], u64::MAX);
+        assert_eq!(chosen, [1]);
+    }
+
+    /// No map of ours says so.
+    #[test]
+    fn more_may_be_needed_of_an_object_than_it_has() {
+        let store = survey(&[(10, 1000), (1000, 100), (1000, 200)]);
+        let chosen = chosen(&store, &[&[0, 1, 2]], Policy::FULL, &[], u64::MAX);
         assert_eq!(chosen, [1]);
     }
 

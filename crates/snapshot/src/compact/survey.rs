@@ -66,9 +66,11 @@ impl Survey {
         for (id, node_bytes) in &walk.headers.found {
             let header = store.open_header(*id)?;
             let tail_bytes = header.object_bytes() - header.nodes_bytes();
+            let live_bytes = node_bytes + if named.contains(id) { tail_bytes } else { 0 };
             let reach = Reach {
                 object_bytes: header.object_bytes(),
-                live_bytes: node_bytes + if named.contains(id) { tail_bytes } else { 0 },
+                // A hostile map says of more places that nodes lie there than there are.
+                live_bytes: live_bytes.min(header.object_bytes()),
             };
             survey.headers.push((*id, reach));
         }

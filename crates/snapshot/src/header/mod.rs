@@ -21,6 +21,8 @@
 
 mod build;
 mod compare;
+#[cfg(test)]
+pub(crate) mod hostile;
 mod layers;
 mod map;
 mod meta;

@@ -2,8 +2,8 @@
 //!
 //! A compaction copies blocks of some layers into new ones ([`Moves`] says where to), and leaves
 //! some header objects. The map is rebuilt from the leaves up; a subtree that mentions neither stays
-//! where it lies. What became of a node is remembered, so that headers which shared it go on sharing
-//! what it became: the cost is that of the distinct nodes, not of the headers.
+//! where it lies. What became of a node, and of a span of a layer that comes apart, is remembered, so that headers
+//! which shared it go on sharing what it became: the cost is that of the distinct nodes, not of the headers.
 //!
 //! Left out: which layers and headers are left, and the copying (`compact/`).
 
@@ -107,6 +107,8 @@ pub(crate) struct Relocation<'a> {
     leave: &'a HashSet<HeaderId>,
     /// What became of each node.
     done: HashMap<(Hash, u8), Slot>,
+    /// What became of each whole span of a layer that is a node now.
+    spans: HashMap<(LayerId, u64, u8), Slot>,
 }
 
 impl<'a> Relocation<'a> {
@@ -115,6 +117,7 @@ impl<'a> Relocation<'a> {
             moves,
             leave,
             done: HashMap::new(),
+            spans: HashMap::new(),
         }
     }
 
@@ -206,21 +209,29 @@ impl<'a> Relocation<'a> {
 
     /// A whole span of one layer: as deep as it has come apart.
     fn run(
-        &self,
+        &mut self,
         builder: &mut Builder<'_>,
         (layer, at): (LayerId, u64),
         level: u8,
     ) -> Result<Slot, StoreError> {
+        if let Some(done) = self.spans.get(&(layer, at, level)) {
+            return Ok(*done);
+        }
         let runs = self.moves.of(layer, at, span(level))?;
-        if level == 0 || runs.len() == 1 {
-            return builder.put_span(&runs, level);
+        let new = if level == 0 || runs.len() == 1 {
+            builder.put_span(&runs, level)?
+        } else {
+            let mut slots = Box::new([Slot::Nil; INNER_SLOTS]);
+            for (i, slot) in slots.iter_mut().enumerate() {
+                let at = at + i as u64 * span(level - 1);
+                *slot = self.run(builder, (layer, at), level - 1)?;
+            }
+            builder.put_inner(level, slots, &Slot::Nil)?
+        };
+        if let Slot::Node(_) = new {
+            self.spans.insert((layer, at, level), new);
         }
-        let mut slots = Box::new([Slot::Nil; INNER_SLOTS]);
-        for (i, slot) in slots.iter_mut().enumerate() {
-            let at = at + i as u64 * span(level - 1);
-            *slot = self.run(builder, (layer, at), level - 1)?;
-        }
-        builder.put_inner(level, slots, &Slot::Nil)
+        Ok(new)
     }
 }
 
@@ -239,11 +250,65 @@ impl Builder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::{DiffFigures, HeaderSpec};
+    use crate::host::RealHost;
+    use crate::store::{Caches, Store};
+    use cowslip_block::BlockSize;
+    use cowslip_sim::MemoryFs;
     use proptest::prelude::*;
+    use std::sync::Arc;
     use uuid::Uuid;
 
     fn layer(n: u128) -> LayerId {
         LayerId(Uuid::from_u128(n))
+    }
+
+    /// 32 places of one image hold the same blocks, which lie scattered now; another image holds them too.
+    #[test]
+    fn a_span_that_many_places_hold_is_rewritten_once() {
+        let root = MemoryFs::new().root();
+        let store = Store::open_or_create(root.as_ref(), Arc::new(RealHost), Caches::default());
+        let store = store.unwrap();
+        let lease = store.lease().unwrap();
+        let blocks = span(1);
+        let target = |n| Target::Layer {
+            id: layer(n),
+            at: 0,
+        };
+        let held = |n: u64| MapRun {
+            blocks: BlockRange::new(n * blocks, (n + 1) * blocks),
+            to: target(1),
+        };
+        let image = |changes: &[MapRun]| {
+            let spec = HeaderSpec {
+                parent: None,
+                size_bytes: 32 * blocks * 4096,
+                block_size: BlockSize::DISK,
+                changes,
+                layer: None,
+                figures: DiffFigures::default(),
+                made_by: "a test",
+            };
+            store.put_header(&lease, &spec).unwrap()
+        };
+        let mut moves = Moves::from([layer(1)]);
+        for at in 0..blocks {
+            // Odd, so that each block has a place of its own.
+            let to = at * 4099 % blocks;
+            moves.add(layer(1), at, 1, target(2).after(to));
+        }
+        let leave = HashSet::new();
+        let mut relocation = Relocation::new(&moves, &leave);
+        let many: Vec<MapRun> = (0..32).map(held).collect();
+        let once = relocation
+            .encode(&image(&many[..1]), HeaderId(Uuid::from_u128(101)))
+            .unwrap();
+        let again = relocation
+            .encode(&image(&many), HeaderId(Uuid::from_u128(102)))
+            .unwrap();
+        let (once, again) = (once.unwrap().len(), again.unwrap().len());
+        assert!(once > 10_000, "{once}");
+        assert!(again < 2000, "{again}");
     }
 
     proptest! {

@@ -14,6 +14,7 @@ use cowslip_snapshot::{
     Header, HeaderSpec, Image, MapRun, SnapshotName, Store, StoreError, Target,
 };
 
+use crate::gc::open_objects;
 use crate::rig::{CountingHost, Rig, SMALL, noise, run, spec};
 use crate::session_world::BLOCK;
 
@@ -271,6 +272,38 @@ fn steps_are_as_small_as_they_are_asked_to_be() {
     assert!(most.get() < step_bytes + (4 << 20), "{}", most.get());
     assert!(most.get() < done.copied_bytes / 2, "{}", most.get());
     fleet.check();
+}
+
+/// The room of what a step left is there for the next one.
+#[test]
+fn what_a_step_removed_is_not_open_in_the_next() {
+    let mut fleet = Fleet::new();
+    fleet.snapshot(None, "base", 100);
+    for n in 0..4 {
+        fleet.snapshot(Some("base"), &format!("s{n}"), 100);
+    }
+    fleet.remove("base");
+    let store = fleet.rig.temp.path().to_str().unwrap();
+    let (steps, open) = (Cell::new(0), Cell::new(0));
+    let progress = |p| {
+        if p == Progress::Surveyed(1, 4) {
+            steps.set(steps.get() + 1);
+            let objects = open_objects(store);
+            let removed = objects.iter().filter(|o| o.ends_with(" (deleted)"));
+            open.set(open.get() + removed.count());
+        }
+        true
+    };
+    let options = Options {
+        step_bytes: 1,
+        ..options(Policy {
+            layers_max: u64::MAX,
+            ..TIGHT
+        })
+    };
+    compact(&fleet.rig.store, &options, &around(&progress)).unwrap();
+    assert!(steps.get() > 2, "{steps:?}");
+    assert_eq!(open.get(), 0);
 }
 
 #[test]

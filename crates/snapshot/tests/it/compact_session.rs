@@ -5,6 +5,7 @@ use std::sync::{Arc, Barrier};
 
 use cowslip_block::files::Dir;
 use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, Forget, MemoryFs, Rule};
+use cowslip_snapshot::compact::{Around, Options, Policy, compact};
 use cowslip_snapshot::gc::collect;
 use cowslip_snapshot::roots::SessionRecord;
 use cowslip_snapshot::session::{Over, go_over};
@@ -117,6 +118,59 @@ fn a_session_at_rest_is_made_to_go_over_or_does_when_it_is_open() {
         assert!(world.read() == oracle.image());
         // Nobody's business while it is open.
         assert_eq!(go_over(&*dir, &store, &told).unwrap(), Over::InUse);
+    }
+}
+
+#[test]
+fn a_session_that_an_earlier_compaction_left_behind_is_told_again() {
+    let disk = MemoryFs::new();
+    let (world, oracle) = with_session(&*disk.root());
+    let store = Arc::clone(&world.store);
+    drop(world);
+    // Killed before it told anybody, say.
+    tight(&store).unwrap();
+    let left = record(&store);
+    assert!(left.moved.is_some());
+    let dir = disk.root().open_dir("session").unwrap();
+    let told = std::cell::Cell::new(0);
+    let moved = |records: &[SessionRecord]| {
+        told.set(told.get() + 1);
+        assert_eq!(records, std::slice::from_ref(&left));
+        assert_eq!(go_over(&*dir, &store, &records[0]).unwrap(), Over::Done);
+    };
+    let around = Around {
+        moved: &moved,
+        progress: &|_| true,
+    };
+    let options = Options {
+        policy: Policy::AUTO,
+        names: Vec::new(),
+        step_bytes: u64::MAX,
+    };
+    compact(&store, &options, &around).unwrap();
+    assert_eq!(told.get(), 1);
+    assert!(store.find_header(left.headers[0]).unwrap().is_none());
+    assert!(World::open(&*disk.root(), 1).unwrap().read() == oracle.image());
+}
+
+/// What a compaction has written in vain is not left on the full disk.
+#[test]
+fn a_compaction_that_finds_no_room_leaves_nothing() {
+    for after in 0.. {
+        let disk = MemoryFs::new();
+        let faults = Faults::new();
+        let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
+        let (world, _) = with_session(&*root);
+        world.store.remove(&name("one")).unwrap();
+        faults.add(Rule::every(Call::Write, ENOSPC).after(after));
+        let done = tight(&world.store);
+        faults.clear();
+        let left = collect(&world.store, false, &mut |_, _| ()).unwrap();
+        assert_eq!(left.removed, [], "after {after}: {done:?}");
+        if done.is_ok() {
+            assert!(after > 10, "{after}");
+            break;
+        }
     }
 }
 

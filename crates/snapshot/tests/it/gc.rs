@@ -179,7 +179,7 @@ fn a_damaged_root_stops_the_collection_before_anything_is_removed() {
 }
 
 /// What this process has open of a store, by its path; removed or not.
-fn open_objects(store: &str) -> Vec<String> {
+pub(crate) fn open_objects(store: &str) -> Vec<String> {
     let fds = std::fs::read_dir("/proc/self/fd").unwrap();
     let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
     let links = links.map(|link| link.to_string_lossy().into_owned());
