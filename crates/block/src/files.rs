@@ -201,7 +201,8 @@ pub const REPLACING: &str = ".new";
 /// Puts a small file in place in one step: a temporary one, synced, renamed, the directory synced.
 ///
 /// # Errors
-/// As the steps; the old file is still there then.
+/// As the steps. One of the two files is there then, whole: the old one, or, where only the directory could
+/// not be synced, perhaps the new one.
 pub fn replace_file(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = format!("{name}{REPLACING}");
     match dir.remove(&temporary) {

@@ -14,6 +14,11 @@ impl Cache {
     /// [`DeviceError`]; a failed sync poisons the session.
     pub fn flush(&self) -> Result<(), DeviceError> {
         let _one = locked(&self.flushing);
+        self.flush_held()
+    }
+
+    /// The same, by whoever holds `flushing`.
+    fn flush_held(&self) -> Result<(), DeviceError> {
         self.health.check()?;
         if !self.unsynced.swap(false, Ordering::AcqRel) {
             return Ok(());
@@ -49,10 +54,12 @@ impl Cache {
     /// As [`Cache::flush`].
     pub fn finish(&self) -> Result<(), DeviceError> {
         self.drain();
+        // Not beside a checkpoint: that begins a segment which knows nothing of the end.
+        let _one = locked(&self.flushing);
         if self.is_finished() {
             return Ok(());
         }
-        self.flush()?;
+        self.flush_held()?;
         self.append_closed()
             .map_err(|e| self.health.judge("closing a frozen cache", e))?;
         self.closed.store(true, Ordering::Release);
@@ -76,12 +83,20 @@ impl Cache {
     }
 
     /// Replaces the journal so far by the states as they are. Writers go on meanwhile: they append
-    /// to a new segment; only flushes wait.
+    /// to a new segment; only flushes wait. The journal of a cache that is finished stays as it is.
     ///
     /// # Errors
     /// The file system's own; the journal is as good as before then.
     pub fn checkpoint(&self) -> io::Result<()> {
         let _one = locked(&self.flushing);
+        if self.is_finished() {
+            return Ok(());
+        }
+        self.checkpoint_held()
+    }
+
+    /// The same of any cache, by whoever holds `flushing`, or has it alone.
+    pub(super) fn checkpoint_held(&self) -> io::Result<()> {
         let place = place(&*self.dir, &self.name, &self.geometry, self.boot_id);
         let segment = locked(&self.journal).segment() + 1;
         let prepared = place.prepare(segment)?;

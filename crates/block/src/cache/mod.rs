@@ -114,7 +114,7 @@ impl Found {
     /// The file system's own.
     pub fn settle(self) -> io::Result<Cache> {
         if !self.same_boot {
-            self.cache.checkpoint()?;
+            self.cache.checkpoint_held()?;
             if self.cache.is_finished() {
                 self.cache.append_closed()?;
             }

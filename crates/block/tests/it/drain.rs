@@ -14,8 +14,9 @@ use cowslip_block::cache::Cache;
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_block::overlay::Overlay;
 use cowslip_block::{ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink};
+use cowslip_sim::{Forget, MemoryFs};
 
-use crate::rig::{BOOT, Base, geometry, health, pattern, read};
+use crate::rig::{BOOT, Base, geometry, health, overlay, pattern, read};
 
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -103,4 +104,19 @@ fn a_frozen_cache_is_not_finished_while_somebody_is_inside() {
         frozen.finish().unwrap();
         assert!(frozen.is_finished());
     });
+}
+
+/// A checkpoint that comes late does not take back that the cache is whole on disk.
+#[test]
+fn a_finished_cache_is_whole_after_a_power_cut_whatever_comes_behind() {
+    let disk = MemoryFs::new();
+    let (overlay, _) = overlay(&disk.root(), 8192, vec![0; 8192]);
+    overlay.write(ByteOffset(0), &pattern(1, 4096)).unwrap();
+    let next = Cache::create(disk.root(), "cache-2", geometry(8192), BOOT, health());
+    let frozen = overlay.freeze(Arc::new(next.unwrap())).frozen;
+    frozen.finish().unwrap();
+    frozen.checkpoint().unwrap();
+    let after = disk.after_cut(Forget::Unsynced).root();
+    let again = Cache::find(after, "cache-1", geometry(8192), [2; 16], health()).unwrap();
+    assert!(again.is_whole());
 }
