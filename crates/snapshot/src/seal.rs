@@ -53,6 +53,10 @@ pub struct SealRequest {
     pub header: HeaderId,
     /// It may take a name that another snapshot has.
     pub replace: bool,
+    /// What had the name when this was asked for, if it may be replaced: the snapshot's origin, nil where
+    /// none had it. What took the name since is newer than this. Not known of what damage hid.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replaces: Option<HeaderId>,
     /// Blocks equal to the parent's are left out.
     pub dedup: bool,
     /// Blocks that what is inside the device does not need are left out: see [`crate::unneeded`].
@@ -110,7 +114,7 @@ pub enum SealError {
 
 impl SealError {
     /// Can it be gone the next time? A poisoned session is sound again when it is opened again.
-    pub fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::Store(error) => matches!(
                 error,

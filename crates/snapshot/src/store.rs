@@ -15,7 +15,8 @@
 //! - Objects are immutable. Only names change, each in one step.
 //!
 //! - Nothing is written but under a [`Lease`], and a name that stood for something is taken away only
-//!   under the lock of the roots: that is what a collection relies on.
+//!   under the lock of the roots: that is what a collection relies on. (A name that could not be made durable
+//!   is taken back at once, by who gave it: nobody was told, and the lease still protects what it stood for.)
 //!
 //! Left out: which objects are still needed (`gc.rs`).
 
@@ -221,7 +222,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::put_header`]; there is no such object then, unless it could not be removed.
-    pub fn put_header_as(
+    pub(crate) fn put_header_as(
         &self,
         lease: &Lease,
         id: HeaderId,
@@ -409,6 +410,16 @@ impl Store {
     /// How often files were read since the store was opened, for want of what they hold in memory.
     pub fn reads(&self) -> StoreReads {
         self.reads.so_far()
+    }
+
+    /// The snapshot that has the name, nil where none has it. Nothing where damage hides it.
+    pub(crate) fn origin_of(&self, name: &SnapshotName) -> Result<Option<HeaderId>, StoreError> {
+        match self.record(name) {
+            Ok(record) => Ok(Some(record.origin)),
+            Err(StoreError::NotFound { .. }) => Ok(Some(HeaderId(Uuid::nil()))),
+            Err(StoreError::Corrupt { .. } | StoreError::Version { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What a name stands for, as it is written.

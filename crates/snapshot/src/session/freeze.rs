@@ -54,6 +54,10 @@ impl Session {
             name: name.clone(),
             header: HeaderId(self.host.new_uuid()),
             replace: options.replace,
+            replaces: match options.replace {
+                true => self.store.origin_of(name)?,
+                false => None,
+            },
             dedup: options.dedup,
             fs_aware: options.fs_aware,
         };
@@ -159,7 +163,9 @@ impl Session {
             manifest.base_name = request.name.clone();
         }
         // The store keeps both bases for as long as it is open which one the manifest names.
-        let both = self.note_bases(vec![old.base, header.id()]);
+        let mut bases = locked(&self.state).bases();
+        bases.push(header.id());
+        let both = self.note_bases(bases);
         if both.is_err() || self.replace_manifest(&old, manifest).is_err() {
             // The caches stay, and go into the next snapshot as well. On disk the request is still
             // listed, with the header's id, so that the next start finds it committed.
@@ -168,9 +174,9 @@ impl Session {
             }
             return;
         }
-        let old = self.rebase(header, count);
+        self.rebase(header, count);
         drop(one);
-        self.let_go(&old, header.id());
+        self.let_go();
         for entry in gone {
             // Nothing names them: what cannot be removed now is removed at the next start.
             drop(Cache::remove(

@@ -9,22 +9,21 @@
 //! moved reads the same, so it makes no difference when a session goes over; the store keeps the old
 //! header until it has, and until the last request that reads it has ended.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cowslip_block::Device;
 use cowslip_block::files::Dir;
 
 use super::directory::take_lock;
 use super::manifest::Manifest;
-use super::{Session, SessionError, image_of, locked};
+use super::{Session, SessionError, State, image_of, locked};
 use crate::error::StoreError;
 use crate::header::Header;
 use crate::ids::{DirId, HeaderId};
 use crate::roots::SessionRecord;
 use crate::store::Store;
 
-/// A request that began on the old base has ended by then; if not, the old base is kept for longer.
+/// A request that began on the old base has ended by then, as a rule.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Session {
@@ -48,39 +47,76 @@ impl Session {
             ..manifest.clone()
         };
         self.replace_manifest(&manifest, new)?;
-        let old = self.rebase(&header, 0);
+        self.rebase(&header, 0);
         drop(one);
-        self.let_go(&old, header.id());
+        self.let_go();
         Ok(true)
     }
 
     /// Puts `header` in the place of the base and the oldest `count` frozen caches. The manifest
     /// names it, and the store's record lists both.
-    pub(super) fn rebase(&self, header: &Arc<Header>, count: usize) -> Weak<dyn Device> {
-        locked(&self.state).base = Arc::clone(header);
-        self.overlay.retire(count, image_of(&self.store, header))
+    pub(super) fn rebase(&self, header: &Arc<Header>, count: usize) {
+        let old = std::mem::replace(&mut locked(&self.state).base, Arc::clone(header));
+        let device = self.overlay.retire(count, image_of(&self.store, header));
+        locked(&self.state).left.push((device, old.id()));
     }
 
-    /// Tells the store that the old base is not needed any more, when the last request that reads it
-    /// has ended. Where that takes too long, or this fails, it is kept until the next change.
-    pub(super) fn let_go(&self, old: &Weak<dyn Device>, base: HeaderId) {
-        if !is_gone(old) {
-            return;
+    /// Gives the requests that read an earlier base a moment to end, and tells the store what is needed
+    /// then. What is too slow, or fails, is done later: by whoever calls [`Session::settle`].
+    pub(super) fn let_go(&self) {
+        let give_up = Instant::now() + PATIENCE;
+        let is_read = || {
+            let state = locked(&self.state);
+            state
+                .left
+                .iter()
+                .any(|(device, _)| device.strong_count() > 0)
+        };
+        while is_read() && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(1));
         }
+        drop(self.settle());
+    }
+
+    /// Tells the store which bases are needed, if it knows of others: the last requests that read them have
+    /// ended.
+    ///
+    /// # Errors
+    /// [`StoreError`]; they are kept, and it can be tried again.
+    pub fn settle(&self) -> Result<(), StoreError> {
         let _one = locked(&self.changing);
-        // Unless it has been replaced in its turn.
-        if locked(&self.state).base.id() == base {
-            drop(self.note_bases(vec![base]));
+        // The manifest on disk may name another base than we know of.
+        if self.health.reason().is_some() {
+            return Ok(());
         }
+        let needed = {
+            let mut state = locked(&self.state);
+            state.left.retain(|(device, _)| device.strong_count() > 0);
+            state.bases()
+        };
+        if needed == locked(&self.state).noted {
+            return Ok(());
+        }
+        self.note_bases(needed)
     }
 
     /// Tells the store what this session needs.
     pub(super) fn note_bases(&self, headers: Vec<HeaderId>) -> Result<(), StoreError> {
         self.store.put_session(&SessionRecord {
-            headers,
+            headers: headers.clone(),
             moved: None,
             ..self.record.clone()
-        })
+        })?;
+        locked(&self.state).noted = headers;
+        Ok(())
+    }
+}
+
+impl State {
+    /// What is read, by the requests that come and by those that have not ended.
+    pub(super) fn bases(&self) -> Vec<HeaderId> {
+        let left = self.left.iter().map(|(_, id)| *id);
+        left.chain([self.base.id()]).collect()
     }
 }
 
@@ -161,15 +197,4 @@ fn moved(
         return Err(SessionError::Damaged(why));
     }
     Ok(Some(header).filter(|h| h.id() != base.id()))
-}
-
-fn is_gone(device: &Weak<dyn Device>) -> bool {
-    let give_up = Instant::now() + PATIENCE;
-    while device.strong_count() > 0 {
-        if Instant::now() > give_up {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    true
 }

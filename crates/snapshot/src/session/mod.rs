@@ -40,7 +40,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use cowslip_block::cache::{BlockState, Cache};
@@ -93,6 +93,10 @@ pub struct Session {
 struct State {
     manifest: Manifest,
     base: Arc<Header>,
+    /// Earlier bases, which requests may read still.
+    left: Vec<(Weak<dyn Device>, HeaderId)>,
+    /// The bases that the store's record lists, as far as we have put it there.
+    noted: Vec<HeaderId>,
     /// The seals that are asked for, oldest first; each waits for those before it.
     queue: VecDeque<Arc<Seal>>,
 }
@@ -250,6 +254,8 @@ impl Session {
             geometry,
             record,
             state: Mutex::new(State {
+                noted: vec![manifest.base],
+                left: Vec::new(),
                 manifest,
                 base,
                 queue: VecDeque::new(),
@@ -328,6 +334,8 @@ impl Session {
             geometry,
             record,
             state: Mutex::new(State {
+                noted: vec![manifest.base],
+                left: Vec::new(),
                 manifest,
                 base,
                 queue,
@@ -381,13 +389,15 @@ impl Session {
     /// # Errors
     /// The file system's own. All is as it was, and can be tried again.
     pub fn tidy(&self) -> io::Result<()> {
-        let stack = self.overlay.stack();
-        let top = stack.top();
-        while top.punch_some()? {
+        // Loaded anew each time: what is frozen meanwhile is somebody else's, and whoever retires it waits
+        // until nobody holds it.
+        while self.overlay.stack().top().punch_some()? {
             if self.is_stopping() {
                 return Ok(());
             }
         }
+        let stack = self.overlay.stack();
+        let top = stack.top();
         if top.wants_checkpoint() {
             top.checkpoint()?;
         }

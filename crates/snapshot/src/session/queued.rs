@@ -53,6 +53,8 @@ pub struct Attempts {
 struct Fate {
     attempts: Attempts,
     cancelled: bool,
+    /// Since the last attempt: the next is due.
+    just_cancelled: bool,
     outcome: Option<Result<Arc<Header>, Arc<SealError>>>,
 }
 
@@ -149,7 +151,8 @@ impl Seal {
     }
 
     pub(super) fn cancel(&self) {
-        locked(&self.fate).cancelled = true;
+        let mut fate = locked(&self.fate);
+        (fate.cancelled, fate.just_cancelled) = (true, true);
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -164,7 +167,7 @@ impl Seal {
     pub(super) fn due_in(&self) -> Duration {
         let fate = locked(&self.fate);
         match fate.attempts.next_at {
-            Some(at) if !fate.cancelled => at.saturating_duration_since(Instant::now()),
+            Some(at) if !fate.just_cancelled => at.saturating_duration_since(Instant::now()),
             _ => Duration::ZERO,
         }
     }
@@ -173,6 +176,7 @@ impl Seal {
     pub(super) fn failed(&self, error: SealError) {
         let mut fate = locked(&self.fate);
         let pause = pause_after(fate.attempts.failed);
+        fate.just_cancelled = false;
         fate.attempts = Attempts {
             failed: fate.attempts.failed.saturating_add(1),
             last_error: Some(Arc::new(error)),
@@ -221,5 +225,7 @@ mod tests {
         assert_eq!(seal.attempts().failed, 8);
         seal.cancel();
         assert_eq!(seal.due_in(), Duration::ZERO);
+        seal.failed(SealError::Session("nor can it be cancelled".into()));
+        assert!(seal.due_in() > LONGEST_PAUSE / 2);
     }
 }

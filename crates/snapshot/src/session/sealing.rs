@@ -53,7 +53,10 @@ impl Session {
                 self.retire(&header, count);
                 Ok(header)
             }
-            Err(_) if seal.is_cancelled() => Err(SealError::Cancelled),
+            // Unless the name may stand, which has to be known first.
+            Err(error) if seal.is_cancelled() && !(work.maybe_committed && error.may_pass()) => {
+                Err(SealError::Cancelled)
+            }
             Err(SealError::Interrupted) => {
                 // It stays in the manifest, to be taken up.
                 *work = Work::default();
@@ -79,11 +82,12 @@ impl Session {
     /// The header, and how many caches went into it.
     fn attempt(&self, seal: &Seal, work: &mut Work) -> Result<(Arc<Header>, usize), SealError> {
         let group = self.group_of(seal.name());
-        if work.maybe_committed
-            && let Some((header, lease)) = committed(&self.store, &self.request(seal)?)?
-        {
-            work.lease = Some(lease);
-            return Ok((header, group.len()));
+        if work.maybe_committed {
+            if let Some((header, lease)) = committed(&self.store, &self.request(seal)?)? {
+                work.lease = Some(lease);
+                return Ok((header, group.len()));
+            }
+            work.maybe_committed = false;
         }
         if seal.is_cancelled() {
             return Err(SealError::Cancelled);
@@ -181,14 +185,18 @@ impl Session {
         found.ok_or(SealError::Cancelled)
     }
 
-    /// Gives a seal that was taken up a header id of this process.
+    /// Gives a seal that was taken up a header id of this process. It does not replace what has taken the name
+    /// since it was asked for.
     fn renew(&self, seal: &Seal) -> Result<(), SessionError> {
         let _one = locked(&self.changing);
+        let now = self.store.origin_of(seal.name())?;
         let old = self.manifest();
         let mut manifest = old.clone();
         let requests = manifest.caches.iter_mut().filter_map(|c| c.seal.as_mut());
         for request in requests.filter(|r| r.name == *seal.name()) {
             request.header = HeaderId(self.host.new_uuid());
+            let asked = request.replaces;
+            request.replace &= asked.is_none() || now.is_none() || now == asked;
         }
         self.replace_manifest(&old, manifest)
     }

@@ -100,11 +100,12 @@ fn run_tidy(session: &Session, say: &dyn Fn(&str)) {
         {
             say(&format!("giving room back will be tried again: {error}"));
         }
-        if let Err(error) = session.go_over() {
+        let settled = session.settle().map_err(SessionError::from);
+        if let Err(error) = session.go_over().and(settled) {
             let error = error.to_string();
             if went_over.replace(error.clone()) != Some(error.clone()) {
                 say(&format!(
-                    "going over to the compacted base will be tried again: {error}"
+                    "telling the store which base is needed will be tried again: {error}"
                 ));
             }
         }

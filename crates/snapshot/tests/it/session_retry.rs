@@ -13,6 +13,7 @@ use cowslip_snapshot::session::{Seal, SessionError, SnapshotOptions, Workers};
 use cowslip_snapshot::{Header, Image, StoreError};
 
 use crate::gc::{gc, objects};
+use crate::rig::spec;
 use crate::session_power::{check_after, write};
 use crate::session_world::{BLOCK, Oracle, SIZE_BYTES, Step, World, bytes_of, name};
 
@@ -141,7 +142,7 @@ fn seal_under(call: Call, errno: i32, k: u64) -> bool {
 fn a_kill_at_every_operation_of_a_retried_seal_loses_nothing() {
     for rule in [
         // Its layer, its header, its name, and a name that may be there although it failed.
-        Rule::once(Call::Write, ENOSPC).after(2),
+        Rule::once(Call::Write, ENOSPC).on(".0"),
         Rule::once(Call::Rename, ENOSPC).after(1),
         Rule::once(Call::Rename, ENOSPC).after(2),
         Rule::once(Call::SyncDir, EIO).after(2),
@@ -214,6 +215,8 @@ fn attempts_without_end_do_not_fill_the_store() {
     let every = |call, name| Rule::every(call, ENOSPC).on(name);
     attempts_without_end(every(Call::Rename, "-"));
     attempts_without_end(every(Call::SyncDir, "layers"));
+    // Of leases and of what is written under them, which are called by ids.
+    attempts_without_end(every(Call::Write, "0000-0000"));
     attempts_without_end(every(Call::SyncDir, "headers"));
 }
 
@@ -228,7 +231,7 @@ fn attempts_without_end(rule: Rule) {
         let leases = root.open_dir("store").unwrap().open_dir("leases").unwrap();
         let names = leases.list().unwrap();
         let len = |n: &String| leases.open(n, Access::Read).unwrap().len().unwrap();
-        names.iter().map(len).sum::<u64>()
+        (names.iter().map(len).sum::<u64>(), names.len())
     };
     let mut lengths = Vec::new();
     for n in 1..=20 {
@@ -393,4 +396,94 @@ fn read(device: &dyn Device) -> Vec<u8> {
     let mut bytes = vec![0; SIZE_BYTES];
     device.read_at(ByteOffset(0), &mut bytes).unwrap();
     bytes
+}
+
+/// What took a name after a snapshot was asked to take it is newer, and stays, when the server was killed
+/// between the two.
+#[test]
+fn a_seal_that_is_taken_up_replaces_what_it_was_asked_to_and_nothing_newer() {
+    for newer in [false, true] {
+        let (disk, faults, root, mut world) = faulty();
+        let mut oracle = Oracle::new();
+        let put = |world: &World| {
+            let lease = world.store.lease().unwrap();
+            let parent = world.store.resolve(&name("base")).unwrap();
+            let spec = spec(Some(&parent), parent.size_bytes(), &[]);
+            let header = world.store.put_header(&lease, &spec).unwrap();
+            world
+                .store
+                .commit(&lease, &name("latest"), &header, true)
+                .unwrap();
+            header.id()
+        };
+        let old = put(&world);
+        assert!(world.step(&write(0, 9000), &mut oracle));
+        let replace = SnapshotOptions {
+            replace: true,
+            ..SnapshotOptions::default()
+        };
+        world.session.freeze(&name("latest"), &replace).unwrap();
+        let stands = newer.then(|| put(&world));
+        drop((world, root, faults));
+        let world = World::open(&*disk.root(), 1).unwrap();
+        let seal = world.session.next_seal().unwrap();
+        world.session.seal_next();
+        let now = world.store.resolve(&name("latest")).unwrap().id();
+        match (stands, ended(&seal)) {
+            (None, Some(Ok(header))) => assert!(now == header.id() && now != old),
+            (Some(newer), Some(Err(error))) => {
+                assert_eq!(now, newer);
+                assert!(
+                    error
+                        .to_string()
+                        .contains("there is a snapshot latest already"),
+                    "{error}"
+                );
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+        assert!(world.read() == oracle.image());
+    }
+}
+
+/// The name stands, and nobody was told: a cancel that cannot look is no cancel.
+#[test]
+fn a_cancel_that_cannot_know_waits_until_it_does() {
+    let (_disk, faults, _root, mut world) = faulty();
+    let mut oracle = Oracle::new();
+    assert!(world.step(&write(0, 9000), &mut oracle));
+    let replace = SnapshotOptions {
+        replace: true,
+        ..SnapshotOptions::default()
+    };
+    let seal = world.session.freeze(&name("one"), &replace).unwrap();
+    faults.add(Rule::once(Call::SyncDir, EIO).on("snapshots"));
+    assert!(!world.session.seal_next());
+    assert!(world.store.has(&name("one")).unwrap());
+    world.session.cancel(&name("one")).unwrap();
+    faults.add(Rule::once(Call::Open, EIO).on("one"));
+    assert!(!world.session.seal_next());
+    assert!(ended(&seal).is_none());
+    assert!(world.session.seal_next());
+    ended(&seal).unwrap().unwrap();
+}
+
+/// The store is told that a base is not needed any more also where the first attempt at that failed.
+#[test]
+fn an_old_base_is_let_go_of_later_where_it_could_not_be_at_once() {
+    let (_disk, faults, _root, mut world) = faulty();
+    let mut oracle = Oracle::new();
+    let id = world.session.manifest().id;
+    for step in [write(0, 9000), Step::Freeze("one")] {
+        assert!(world.step(&step, &mut oracle));
+    }
+    // The first says that both are needed.
+    let record = format!("{id}.new");
+    faults.add(Rule::once(Call::Create, ENOSPC).on(&record).after(1));
+    assert!(world.step(&Step::Seal, &mut oracle));
+    assert_eq!(faults.failed(), 1);
+    let listed = || world.store.sessions().unwrap()[0].headers.clone();
+    assert_eq!(listed().len(), 2);
+    world.session.settle().unwrap();
+    assert_eq!(listed(), [world.session.manifest().base]);
 }
