@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cowslip_block::{BlockCount, BlockRange, BlockSize};
 
+use super::survey::damage;
 use crate::codec::Hash;
 use crate::error::{ObjectError, StoreError};
 use crate::header::{Header, Moves, Node, Slot, Target};
@@ -130,11 +131,10 @@ impl<'a> Copier<'a> {
         while at < end {
             let (n, skip) = (at / per_frame, at % per_frame);
             let here = (per_frame - skip).min(end - at);
-            let frame = self.store.frame(layer, n, size).map_err(|e| match e {
-                StoreError::Corrupt { .. } | StoreError::Version { .. } => {
-                    CopyError::Damaged(layer, e)
-                }
-                other => CopyError::Store(other),
+            let frame = self.store.frame(layer, n, size);
+            let frame = frame.map_err(|e| match damage(e) {
+                Ok(damage) => CopyError::Damaged(layer, damage),
+                Err(other) => CopyError::Store(other),
             })?;
             let bytes = |blocks| usize::try_from(size.bytes_in(BlockCount(blocks))).ok();
             let payload = bytes(skip)

@@ -215,6 +215,7 @@ mod tests {
         let options = compact::Options {
             policy: compact::Policy {
                 layers_max: 0,
+                layers_after: 0,
                 ..compact::Policy::FULL
             },
             names: Vec::new(),

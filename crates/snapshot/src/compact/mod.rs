@@ -18,7 +18,7 @@
 //!   by what keeps it: a lease, or the session that has not gone over to the new header yet.
 //! - A name is swapped only if it still stands for the header that was rewritten; it stays the same
 //!   snapshot (its origin, parent, generation, time and figures).
-//! - A damaged layer is left as it is, and said. A damaged header ends it: what it needs is not known.
+//! - A damaged layer, also one that is not there, is left as it is, and said. A damaged header ends it: what it needs is not known.
 //!
 //! One at a time in a store: `leases/compact.lock`.
 
@@ -161,6 +161,7 @@ pub fn survey(
     result.before = survey.total();
     result.after = result.before;
     result.copied_bytes = plan.copy_bytes;
+    result.damaged = survey.damaged.values().map(ToString::to_string).collect();
     result.left_objects = (plan.layers.len() + plan.headers.len()) as u64;
     Ok(result)
 }
@@ -260,6 +261,7 @@ fn choose(
     done: &Done,
 ) -> Result<Plan, StoreError> {
     let (policy, step) = (options.policy, options.step_bytes);
+    let damaged: RoaringBitmap = survey.damaged.keys().collect();
     let mut candidates = (all(survey.layers.len()), all(survey.headers.len()));
     if !options.names.is_empty() {
         let mut used = (RoaringBitmap::new(), RoaringBitmap::new());
@@ -271,6 +273,7 @@ fn choose(
         }
         candidates = used;
     }
+    candidates.0 -= damaged;
     let mut choice = Choice::new(survey, policy, candidates, done, step);
     // No image depends on more layers than there are.
     if survey.layers.len() as u64 > policy.layers_max {
@@ -310,7 +313,12 @@ impl Run<'_> {
             return Ok(false);
         };
         let total = survey.total();
-        drop(survey);
+        for (number, error) in survey.damaged {
+            // Said once.
+            if self.done.layers.insert(survey.layers[number as usize].0) {
+                self.result.damaged.push(error.to_string());
+            }
+        }
         if is_first {
             self.result.before = total;
         }

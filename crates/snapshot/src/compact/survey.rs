@@ -13,6 +13,7 @@ use crate::ids::{HeaderId, LayerId};
 use crate::layer::Layer;
 use crate::limits::span;
 use crate::store::{Store, layer_name};
+use crate::verify::is_bad_disk;
 
 /// What is reached of one object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub(super) struct Survey {
     pub(super) headers: Vec<(HeaderId, Reach)>,
     pub(super) layer_numbers: BTreeMap<LayerId, u32>,
     pub(super) header_numbers: BTreeMap<HeaderId, u32>,
+    /// Layers that cannot be looked at, and why: they count as if they took no room.
+    pub(super) damaged: BTreeMap<u32, StoreError>,
 }
 
 impl Survey {
@@ -59,9 +62,15 @@ impl Survey {
         }
         let named: HashSet<HeaderId> = images.iter().map(|header| header.id()).collect();
         let mut survey = Self::default();
-        for (id, blocks) in &walk.layers.found {
-            let layer = store.open_layer(*id)?;
-            survey.layers.push((*id, layer_reach(&layer, blocks)?));
+        for (number, (id, blocks)) in (0..).zip(&walk.layers.found) {
+            let reach = store
+                .open_layer(*id)
+                .and_then(|layer| layer_reach(&layer, blocks));
+            let reach = reach.or_else(|error| {
+                survey.damaged.insert(number, damage(error)?);
+                Ok::<_, StoreError>(Reach::default())
+            })?;
+            survey.layers.push((*id, reach));
         }
         for (id, node_bytes) in &walk.headers.found {
             let header = store.open_header(*id)?;
@@ -96,6 +105,15 @@ impl Survey {
             object_bytes: sum.object_bytes + one.object_bytes,
             live_bytes: sum.live_bytes + one.live_bytes,
         })
+    }
+}
+
+/// The error, if it says that what is read is damaged: other things are not.
+pub(super) fn damage(error: StoreError) -> Result<StoreError, StoreError> {
+    match &error {
+        StoreError::Corrupt { .. } | StoreError::Version { .. } => Ok(error),
+        StoreError::Io { source, .. } if is_bad_disk(source) => Ok(error),
+        _ => Err(error),
     }
 }
 

@@ -420,28 +420,44 @@ fn a_name_that_was_replaced_meanwhile_is_left_alone() {
 
 #[test]
 fn a_damaged_layer_is_left_as_it_is() {
-    let mut fleet = Fleet::new();
-    fleet.snapshot(None, "base", 60);
-    for n in 0..3 {
-        fleet.snapshot(Some("base"), &format!("s{n}"), 30);
+    // In a frame, in the footer, cut short, and not there at all.
+    for damage in 0..4 {
+        let mut fleet = Fleet::new();
+        fleet.snapshot(None, "base", 60);
+        for n in 0..3 {
+            fleet.snapshot(Some("base"), &format!("s{n}"), 30);
+        }
+        let bad = fleet.images[&name("s1")].0.meta().own_layer.unwrap();
+        let path = fleet.rig.path(&format!("layers/{bad}"));
+        let good = std::fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        match damage {
+            0 => flipped[5] ^= 1,
+            1 => flipped[good.len() - 30] ^= 1,
+            2 => flipped.truncate(good.len() / 2),
+            _ => {}
+        }
+        match damage {
+            3 => std::fs::remove_file(&path).unwrap(),
+            _ => std::fs::write(&path, &flipped).unwrap(),
+        }
+        let store = fleet.rig.reopened();
+        if damage > 0 {
+            let looked = survey(&store, &options(TIGHT), &|_| true).unwrap();
+            assert_eq!(looked.damaged.len(), 1, "{:?}", looked.damaged);
+        }
+        let done = tight(&store).unwrap();
+        assert_eq!(done.damaged.len(), 1, "{:?}", done.damaged);
+        assert!(
+            done.damaged[0].contains(&bad.to_string()),
+            "{:?}",
+            done.damaged
+        );
+        // The others were compacted, and nothing of it is lost.
+        assert_eq!(fleet.layers_of("s0"), 1);
+        std::fs::write(&path, &good).unwrap();
+        fleet.check();
     }
-    let bad = fleet.images[&name("s1")].0.meta().own_layer.unwrap();
-    let path = fleet.rig.path(&format!("layers/{bad}"));
-    let good = std::fs::read(&path).unwrap();
-    let mut flipped = good.clone();
-    flipped[5] ^= 1;
-    std::fs::write(&path, &flipped).unwrap();
-    let done = tight(&fleet.rig.reopened()).unwrap();
-    assert_eq!(done.damaged.len(), 1, "{:?}", done.damaged);
-    assert!(
-        done.damaged[0].contains(&bad.to_string()),
-        "{:?}",
-        done.damaged
-    );
-    // The others were compacted, and nothing of it is lost.
-    assert_eq!(fleet.layers_of("s0"), 1);
-    std::fs::write(&path, &good).unwrap();
-    fleet.check();
 }
 
 /// Compactions one after the other beside readers, on real files.
