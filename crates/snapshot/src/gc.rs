@@ -140,20 +140,28 @@ fn read_roots(store: &Store, dry_run: bool) -> Result<Roots, StoreError> {
     let dirs = store.dirs();
     let lock = RootLock::take(dirs.leases)?;
     let mut roots = Roots::default();
-    for name in list(dirs.leases, "leases")? {
-        let Some(id) = canonical(&name) else {
+    let leases = list(dirs.leases, "leases")?;
+    for name in &leases {
+        let Some(id) = canonical(name) else {
             continue;
         };
-        let held = dirs.leases.try_lock(&name);
+        let held = dirs.leases.try_lock(name);
         if held
             .map_err(|e| StoreError::io(format!("looking at leases/{name}"), e))?
             .is_some()
         {
             // Its owner is gone; nobody takes it up, as ids are not used twice.
-            drop(dirs.leases.remove(&name));
+            drop(dirs.leases.remove(name));
         } else {
             roots.alive.insert(id);
-            roots.leased.extend(Lease::read(&**dirs.leases, &name)?);
+            roots.leased.extend(Lease::read(&**dirs.leases, name)?);
+        }
+    }
+    for name in &leases {
+        match Lease::of_marker(name) {
+            Some((id, what)) if roots.alive.contains(&id) => drop(roots.leased.insert(what)),
+            Some(_) => drop(dirs.leases.remove(name)),
+            None => {}
         }
     }
     for listed in store.list()? {

@@ -6,16 +6,16 @@ use cowslip_block::BlockSize;
 use cowslip_block::units::SIZE_BYTES_MAX;
 
 /// The longest name of a snapshot, in bytes.
-pub const SNAPSHOT_NAME_BYTES_MAX: usize = 128;
+pub(crate) const SNAPSHOT_NAME_BYTES_MAX: usize = 128;
 
 /// The payload of one frame, where a block is not larger than that.
-pub const FRAME_BYTES: u32 = 64 << 10;
+pub(crate) const FRAME_BYTES: u32 = 64 << 10;
 
 /// The payload of one frame at most: one block of the largest size.
-pub const FRAME_BYTES_MAX: u32 = BlockSize::MAX_BYTES;
+pub(crate) const FRAME_BYTES_MAX: u32 = BlockSize::MAX_BYTES;
 
 /// Frames in one layer: 1 TiB of payload in frames of 64 KiB, and 128 MiB of index.
-pub const LAYER_FRAMES_MAX: u64 = 1 << 24;
+pub(crate) const LAYER_FRAMES_MAX: u64 = 1 << 24;
 
 /// Blocks in one layer, whatever their size.
 pub const LAYER_BLOCKS_MAX: u64 = LAYER_FRAMES_MAX * (FRAME_BYTES / BlockSize::MIN_BYTES) as u64;
@@ -24,31 +24,31 @@ pub const LAYER_BLOCKS_MAX: u64 = LAYER_FRAMES_MAX * (FRAME_BYTES / BlockSize::M
 pub const LEAF_BLOCKS: u64 = 256;
 
 /// Slots of an inner node of the map.
-pub const INNER_SLOTS: usize = 32;
+pub(crate) const INNER_SLOTS: usize = 32;
 
 /// The highest level of the map; leaves are level 0.
-pub const HEIGHT_MAX: u8 = 7;
+pub(crate) const HEIGHT_MAX: u8 = 7;
 
 /// One encoded node of the map.
 pub const NODE_BYTES_MAX: u32 = 16 << 10;
 
 /// All the nodes in one header object.
-pub const HEADER_NODES_BYTES_MAX: u64 = 4 << 30;
+pub(crate) const HEADER_NODES_BYTES_MAX: u64 = 4 << 30;
 
 /// What made a header, in bytes.
 pub const MADE_BY_BYTES_MAX: usize = 64;
 
 /// Snapshots since the template.
-pub const GENERATION_MAX: u64 = u32::MAX as u64;
+pub(crate) const GENERATION_MAX: u64 = u32::MAX as u64;
 
 /// One lease: what one operation writes or reads.
-pub const LEASE_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const LEASE_BYTES_MAX: u64 = 64 << 20;
 
 /// What a store notes of one session.
-pub const SESSION_RECORD_BYTES_MAX: u64 = 64 << 10;
+pub(crate) const SESSION_RECORD_BYTES_MAX: u64 = 64 << 10;
 
 /// A session's list of what it is made of.
-pub const SESSION_MANIFEST_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const SESSION_MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
 /// Frozen caches of one session while a snapshot waits to be stored. Twice as many may be left where
 /// none does, of snapshots that were given up.

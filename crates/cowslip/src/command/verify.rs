@@ -169,10 +169,12 @@ fn whole(context: &Context, depth: Depth) -> Result<(), Failure> {
     });
     bar.finish_and_clear();
     let report = report.map_err(|e| Failure::from(e).about(path.display()))?;
-    let compaction = match report.is_whole() {
-        true => Some(compaction(&*context.store()?)?),
-        false => None,
-    };
+    // What was found is said, whatever becomes of this.
+    let due = report.is_whole().then(|| compaction(&*context.store()?));
+    let compaction = due.and_then(|due| {
+        due.inspect_err(|e| complain(&format!("is a compaction due? {}", e.message)))
+            .ok()
+    });
     context.report.result(&Whole::of(&report, compaction), || {
         text(&report, compaction)
     })?;
@@ -185,6 +187,7 @@ fn whole(context: &Context, depth: Depth) -> Result<(), Failure> {
     verdict("the store", report.damaged)
 }
 
+/// Is a compaction due?
 fn compaction(store: &Store) -> Result<Compaction, Failure> {
     let options = Options {
         policy: Policy::AUTO,

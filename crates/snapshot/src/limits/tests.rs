@@ -15,7 +15,7 @@ use crate::error::StoreError;
 use crate::header::{Node, NodePtr, Slot, crafted};
 use crate::host::RealHost;
 use crate::ids::LayerId;
-use crate::roots::lease::Protected;
+use crate::roots::lease::{LeaseMark, Protected};
 use crate::roots::{Lease, SessionRecord};
 use crate::store::Caches;
 use crate::{DiffFigures, HeaderId, HeaderMeta, HeaderSpec, MapRun, Store, Target};
@@ -196,12 +196,15 @@ fn a_full_lease_is_read_and_takes_no_more() {
     let root: Arc<dyn Dir> = MemoryFs::new().root();
     let lease = Lease::take(&root, Uuid::from_u128(1)).unwrap();
     lease.protect(Protected::Layer(layer(1))).unwrap();
-    let line = lease.mark();
+    let line = lease.mark().len;
     // Crafted: as if it had listed all but two, and a bit.
-    lease.rewind(LEASE_BYTES_MAX - 2 * line);
+    lease.rewind(LeaseMark {
+        len: LEASE_BYTES_MAX - 2 * line,
+        markers: 0,
+    });
     lease.protect(Protected::Layer(layer(2))).unwrap();
     lease.protect(Protected::Layer(layer(3))).unwrap();
-    assert_eq!(lease.mark(), LEASE_BYTES_MAX);
+    assert_eq!(lease.mark().len, LEASE_BYTES_MAX);
     let error = lease.protect(Protected::Layer(layer(4))).unwrap_err();
     is_limit(&error, "one lease", LEASE_BYTES_MAX);
     let name = Uuid::from_u128(1).to_string();

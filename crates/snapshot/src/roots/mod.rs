@@ -25,6 +25,7 @@ pub(crate) mod collecting;
 pub(crate) mod lease;
 pub(crate) mod sessions;
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,18 +41,23 @@ pub(crate) const LOCK: &str = "roots.lock";
 /// It is held for milliseconds, by a collection for as long as reading all names takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The right to change the set of roots. Given back when dropped.
+/// The right to change the set of roots. Given back when dropped. Nothing on a read-only file system: there
+/// is nothing that could be changed.
 #[derive(Debug)]
-pub(crate) struct RootLock(#[expect(dead_code, reason = "held until dropped")] Box<dyn Lock>);
+pub(crate) struct RootLock(
+    #[expect(dead_code, reason = "held until dropped")] Option<Box<dyn Lock>>,
+);
 
 impl RootLock {
     pub(crate) fn take(leases: &Arc<dyn Dir>) -> Result<Self, StoreError> {
         let give_up = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(200);
         loop {
-            let lock = leases.try_lock(LOCK);
-            if let Some(lock) = lock.map_err(|e| StoreError::io("locking the store's roots", e))? {
-                return Ok(Self(lock));
+            match leases.try_lock(LOCK) {
+                Ok(Some(lock)) => return Ok(Self(Some(lock))),
+                Ok(None) => {}
+                Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => return Ok(Self(None)),
+                Err(e) => return Err(StoreError::io("locking the store's roots", e)),
             }
             if Instant::now() > give_up {
                 let why = format!("another process has held leases/{LOCK} for {PATIENCE:?}");

@@ -244,7 +244,8 @@ impl Listing {
             }
         }
         for name in names_in(&**dirs.leases, "leases")? {
-            if canonical(&name).is_none() && !is_lock(&name) {
+            let is_lease = canonical(&name).is_some() || Lease::of_marker(&name).is_some();
+            if !is_lease && !is_lock(&name) {
                 self.foreign(format!("leases/{name}"));
             }
         }

@@ -1,11 +1,15 @@
 //! The store: what is a store, and names.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 
-use cowslip_block::files::RealDir;
+use cowslip_block::files::{Dir, RealDir};
+use cowslip_sim::{Call, ENOSPC, Faults, FaultyDir, Rule};
+use cowslip_snapshot::compact::{Options, Policy, survey};
+use cowslip_snapshot::gc::collect;
+use cowslip_snapshot::verify::{Depth, verify, verify_store};
 use cowslip_snapshot::{Caches, SnapshotName, Store, StoreError};
 
-use crate::rig::{CountingHost, Rig, temp_dir};
+use crate::rig::{CountingHost, Rig, SMALL, spec, temp_dir};
 
 fn name(text: &str) -> SnapshotName {
     text.parse().unwrap()
@@ -175,4 +179,85 @@ fn a_name_stands_for_the_header_that_was_committed() {
     std::fs::remove_file(rig.path(&object)).unwrap();
     let error = rig.reopened().resolve(&name("n")).unwrap_err();
     assert!(error.to_string().contains("not there"), "{error}");
+}
+
+const EROFS: i32 = 30;
+
+/// A store on a disk that takes nothing any more, or that nobody may write to.
+fn unwritable(errno: i32) -> (Rig, Faults, Arc<Store>) {
+    let rig = Rig::new();
+    let header = rig.put(None, 100, &[]);
+    let lease = rig.store.lease().unwrap();
+    rig.store
+        .commit(&lease, &name("one"), &header, false)
+        .unwrap();
+    drop(lease);
+    let faults = Faults::new();
+    let inner = Arc::new(RealDir::open(rig.temp.path()).unwrap());
+    let dir = FaultyDir::new(inner, &faults);
+    let store = Arc::new(Store::open(&dir, CountingHost::from(1 << 32), SMALL).unwrap());
+    let calls: &[Call] = match errno {
+        EROFS => &[
+            Call::Create,
+            Call::CreateDir,
+            Call::Rename,
+            Call::Remove,
+            Call::Lock,
+        ],
+        _ => &[],
+    };
+    for call in calls.iter().chain([&Call::Write, &Call::Allocate]) {
+        faults.add(Rule::every(*call, errno));
+    }
+    (rig, faults, store)
+}
+
+fn dry() -> Options {
+    Options {
+        policy: Policy::AUTO,
+        names: Vec::new(),
+        step_bytes: 1,
+    }
+}
+
+#[test]
+fn what_is_on_a_full_disk_is_read_and_protected() {
+    let (rig, _faults, store) = unwritable(ENOSPC);
+    let (header, lease) = store.resolve_leased(&name("one")).unwrap();
+    survey(&store, &dry(), &|_| true).unwrap();
+    // Another process has room again, and what is being read is not taken away.
+    let gc = || collect(&rig.store, false, &mut |_, _| {}).unwrap().removed;
+    rig.store.remove(&name("one")).unwrap();
+    assert_eq!(gc(), []);
+    assert!(verify(&store, &header, &mut |_, _| {}).unwrap().is_whole());
+    let report = verify_store(
+        &RealDir::open(rig.temp.path()).unwrap(),
+        CountingHost::from(1 << 33),
+        Depth::Decoded,
+        &mut |_, _| {},
+    );
+    assert_eq!(report.unwrap().foreign, [""; 0]);
+    drop(lease);
+    assert_eq!(gc().len(), 1);
+    let left = RealDir::open(&rig.path("leases")).unwrap().list().unwrap();
+    assert!(left.iter().all(|name| name.ends_with(".lock")), "{left:?}");
+    // What a killed process left protects nothing, and goes.
+    let marker = "00000000-0000-4000-8000-000000000001.header.00000000-0000-4000-8000-000000000002";
+    std::fs::write(rig.path("leases").join(marker), "").unwrap();
+    gc();
+    assert!(!rig.path("leases").join(marker).exists());
+}
+
+#[test]
+fn what_is_on_a_read_only_disk_is_read() {
+    let (_rig, _faults, store) = unwritable(EROFS);
+    let (header, _lease) = store.resolve_leased(&name("one")).unwrap();
+    assert!(verify(&store, &header, &mut |_, _| {}).unwrap().is_whole());
+    survey(&store, &dry(), &|_| true).unwrap();
+    let error = store.remove(&name("one")).unwrap_err();
+    assert!(error.to_string().contains("os error 30"), "{error}");
+    let error = store
+        .lease()
+        .and_then(|lease| store.put_header(&lease, &spec(None, 4096, &[])));
+    assert!(error.unwrap_err().to_string().contains("os error 30"));
 }
