@@ -47,7 +47,7 @@ struct Entry {
 pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let store = context.store()?;
     let newest = store.resolve(&args.name)?;
-    let names = Names::read(&store)?;
+    let mut names = Names::read(&store)?;
     let mut log = Log {
         name: args.name.as_str(),
         chain: Vec::new(),
@@ -56,7 +56,12 @@ pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
     let mut broken = None;
     let mut next = Some(newest);
     while let Some(header) = next {
-        let found = parent(&store, &header, &names);
+        let mut found = parent(&store, &header, &names);
+        if matches!(found, Ok(None)) && header.meta().parent.is_some() {
+            // A compaction may have stored it otherwise since the names were read.
+            names = Names::read(&store)?;
+            found = parent(&store, &header, &names);
+        }
         log.chain.push(Entry::new(&store, &header, &names));
         next = found.unwrap_or_else(|failure| {
             broken = Some(failure);

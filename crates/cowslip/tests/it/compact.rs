@@ -156,3 +156,57 @@ fn what_cannot_be_done_is_said() {
     let text = rig.ok("compact --auto");
     assert!(text.contains("copied 0"), "{text}");
 }
+
+/// As `cp -a` does it, of what has no sockets in it.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy(&from, &to),
+            kind if kind.is_file() => drop(std::fs::copy(from, to).unwrap()),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn copies_of_stores_and_of_sessions_do_each_other_no_harm() {
+    let rig = Rig::new();
+    let image = chain(&rig, 2);
+    rig.serve("n2 --session s").end();
+    for n in 0..3 {
+        rig.ok(&format!("rm n{n}"));
+    }
+    // The copy of the store knows the session, and has no say in it.
+    let second = rig.path("second");
+    copy(&rig.store(), &second);
+    let mut compact = rig.command(["compact"]);
+    let done = compact.arg("--store").arg(&second).output().unwrap();
+    assert!(done.status.success(), "{}", said(&done));
+    // Two copies of the session: both are served, and go over, and are opened again.
+    copy(&rig.path("s"), &rig.path("t"));
+    let at = |session: &str| format!("--session {}", rig.path(session).display());
+    let one = rig.serve_at(&at("s"), "s.sock");
+    let other = rig.serve_at(&at("t"), "t.sock");
+    rig.ok("compact");
+    rig.ok("gc");
+    assert_same(&one.read_all(), &image, "s");
+    assert_same(&other.read_all(), &image, "t");
+    let sessions = rig.json("sessions");
+    let sessions = sessions.as_array().unwrap();
+    assert_eq!(sessions.len(), 2, "{sessions:?}");
+    for session in sessions {
+        assert_eq!(session["state"], "served", "{session}");
+        let id = session["id"].as_str().unwrap();
+        let why = rig.fails(1, &format!("sessions --forget {id}"));
+        assert!(why.contains("is being served"), "{why}");
+    }
+    one.end();
+    other.end();
+    rig.ok("snapshot s s");
+    rig.ok("snapshot t t");
+    assert_same(&rig.export("s"), &image, "s");
+    assert_same(&rig.export("t"), &image, "t");
+}

@@ -44,7 +44,7 @@ impl Target {
 impl MapRun {
     /// The part of it within `range`, if any.
     #[must_use]
-    pub fn clip(self, range: BlockRange) -> Option<Self> {
+    pub(crate) fn clip(self, range: BlockRange) -> Option<Self> {
         let blocks = self.blocks.intersect(range);
         if blocks.is_empty() {
             return None;

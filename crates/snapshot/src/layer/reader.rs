@@ -68,7 +68,7 @@ impl Layer {
 
     /// Blocks in each frame but the last, which may hold less: block n is in frame
     /// n / `blocks_per_frame`.
-    pub fn blocks_per_frame(&self) -> u32 {
+    pub(crate) fn blocks_per_frame(&self) -> u32 {
         self.footer.blocks_per_frame()
     }
 

@@ -19,7 +19,7 @@ use crate::record::{self, Record};
 use crate::roots::Lease;
 use crate::roots::lease::Protected;
 use crate::store::{MARKER, Store};
-use crate::verify::{Checked, Damage, Impact, Root, Spot, own_nodes};
+use crate::verify::{Checked, Damage, Impact, Root, Spot, is_bad_disk, own_nodes};
 
 /// Copies of one node that are looked at.
 const COPIES_MAX: usize = 8;
@@ -81,10 +81,10 @@ impl<'a> Pass<'a> {
             self.mend_marker(damage)?;
         }
         for (id, damage) in std::mem::take(&mut self.headers) {
-            self.mend_header(id, &damage)?;
+            unless_bad_disk(self.mend_header(id, &damage))?;
         }
         for (id, damage) in std::mem::take(&mut self.layers) {
-            self.mend_layer(id, &damage)?;
+            unless_bad_disk(self.mend_layer(id, &damage))?;
         }
         Ok(self.mended)
     }
@@ -325,6 +325,15 @@ impl<'a> Pass<'a> {
             _ => true,
         });
         is_it.then_some(file)
+    }
+}
+
+/// An object of which the disk does not give what was not known to be damaged stays as it is. The others need
+/// not.
+fn unless_bad_disk(done: Result<(), StoreError>) -> Result<(), StoreError> {
+    match done {
+        Err(StoreError::Io { source, .. }) if is_bad_disk(&source) => Ok(()),
+        other => other,
     }
 }
 

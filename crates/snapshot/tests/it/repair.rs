@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cowslip_block::files::{Access, Dir};
+use cowslip_block::files::{Access, Dir, read_all};
 use cowslip_sim::{Call, EIO, Faults, FaultyDir, Forget, MemoryFs, Rule};
 use cowslip_snapshot::gc::collect;
 use cowslip_snapshot::host::Host;
@@ -542,5 +542,39 @@ fn what_the_disk_does_not_give_is_damage() {
             !path.starts_with("sessions/"),
             "{path}: {mended:?}"
         );
+    }
+}
+
+/// The disk gives less of one layer than it did when that was checked: the other one is mended all the same.
+#[test]
+fn an_object_that_cannot_be_copied_ends_nothing_but_its_own_repair() {
+    let made = everything();
+    let other = Place::of(&made.files).open().unwrap();
+    let layers: Vec<&String> = made
+        .files
+        .keys()
+        .filter(|p| p.starts_with("layers/"))
+        .collect();
+    let (bad, good) = (layers[0], layers[1]);
+    let mut files = made.files.clone();
+    for path in [bad, good] {
+        files.get_mut(path).unwrap()[3] ^= 1;
+    }
+    for after in 0.. {
+        let place = Place::of(&files);
+        let faults = Faults::new();
+        let name = bad.split_once('/').unwrap().1;
+        faults.add(Rule::every(Call::Read, EIO).on(name).after(after));
+        let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(Arc::clone(&place.root), &faults));
+        mend_with(&Place { root }, from(&other));
+        let read = |path: &str| {
+            let (dir, name) = place.dir(path);
+            read_all(&*dir.open(name, Access::Read).unwrap(), u64::MAX).unwrap()
+        };
+        assert!(read(good) == made.files[good], "after {after}");
+        if faults.failed() == 0 {
+            assert!(after > 5, "{after}");
+            break;
+        }
     }
 }
