@@ -128,8 +128,12 @@ impl Lease {
     /// Where there is no room for a line. `why` is the error where there is no room for a name either.
     fn mark_by_name(&self, what: Protected, why: StoreError) -> Result<(), StoreError> {
         let name = format!("{}.{}", self.id, what.to_string().replace(' ', "."));
-        self.leases.create(&name).map_err(|_| why)?;
-        self.markers().push(name);
+        match self.leases.create(&name) {
+            Ok(_) => self.markers().push(name),
+            // Listed before.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(_) => return Err(why),
+        }
         Ok(())
     }
 
