@@ -50,7 +50,10 @@ pub(super) fn run(context: &Context, args: &Lab) -> Result<(), Failure> {
             asked.ask();
         }
     });
-    let found = lab::run(&wanted, context.report, &stop)?;
+    let mut found = lab::run(&wanted, context.report, &stop)?;
+    if temporary.is_some() {
+        found.dir = None;
+    }
     context.report.result(&found, || found.text())?;
     match found.failed.as_slice() {
         [] => Ok(()),

@@ -77,7 +77,8 @@ pub(crate) struct Wanted {
 /// What came of it. Its field names are a contract.
 #[derive(Debug, Serialize)]
 pub(crate) struct Found {
-    pub(crate) dir: PathBuf,
+    /// Where the files are, if they are kept.
+    pub(crate) dir: Option<PathBuf>,
     pub(crate) seed: u64,
     pub(crate) scale_percent: usize,
     pub(crate) kernel: String,
@@ -92,7 +93,10 @@ pub(crate) struct Found {
 
 /// Needs that are not met are told before anything is begun.
 pub(crate) fn check_machine() -> Result<(), Failure> {
-    cowslip_fuse::attached::check_machine()?;
+    cowslip_fuse::attached::check_machine().map_err(|e| {
+        Failure::failed(e.to_string())
+            .hint("the lab mounts file systems: it needs root, FUSE and loop devices")
+    })?;
     for (program, package) in [
         ("mkfs.ext4", "e2fsprogs"),
         ("e2fsck", "e2fsprogs"),
@@ -161,7 +165,7 @@ pub(crate) fn run(wanted: &Wanted, report: Reporter, stop: &Stop) -> Result<Foun
             .position(|name| *name == (row.variant.as_str(), row.workload.as_str()))
     });
     let found = Found {
-        dir: dir.clone(),
+        dir: Some(dir.clone()),
         seed: wanted.seed,
         scale_percent: wanted.scale.0,
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")

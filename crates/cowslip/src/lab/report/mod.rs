@@ -166,11 +166,13 @@ impl Found {
         });
         let right: Vec<usize> = (1..head.len()).collect();
         let sums = table(&head, &right, rows.collect());
+        let report = self.dir.as_ref().map_or_else(String::new, |dir| {
+            format!(" The report: {}", dir.join("report.html").display())
+        });
         format!(
             "{sums}\n\nBlocks of 4 KiB that a snapshot holds, and how many times the floor, which is what the workloads really changed.\n\
-             Of each cell at least {:.2} % of the blocks have a known owner. The report: {}\n",
+             Of each cell at least {:.2} % of the blocks have a known owner.{report}\n",
             self.named_percent_min,
-            self.dir.join("report.html").display()
         )
     }
 }
@@ -230,7 +232,7 @@ pub(super) mod tests {
             row("plain+<script>", "idle", 120),
         ];
         Found {
-            dir: "d".into(),
+            dir: Some("d".into()),
             seed: 1,
             scale_percent: 100,
             kernel: "k".into(),
