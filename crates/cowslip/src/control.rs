@@ -30,6 +30,8 @@ pub(crate) const SOCKET: &str = "control.sock";
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Whoever says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Whoever has a session open for longer, and does not serve it, is not waited for.
+const OPEN_FOR_A_MOMENT: Duration = Duration::from_secs(10);
 /// Progress is reported so often.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -343,6 +345,25 @@ pub(crate) fn status(dir: &RealDir) -> Option<Live> {
     match converse(&stream, &Request::Status, &mut |_| Ok(())) {
         Ok(Answer::Live(live)) => Some(live),
         _ => None,
+    }
+}
+
+/// For who finds a session open: a compaction has one at rest open for a moment, and so has a list of them; a
+/// command that takes a snapshot of one, for as long as that takes.
+pub(crate) struct Patience(Instant);
+
+impl Patience {
+    pub(crate) fn begin() -> Self {
+        Self(Instant::now() + OPEN_FOR_A_MOMENT)
+    }
+
+    /// After a while, is it worth another try? A server that answers is not waited for.
+    pub(crate) fn tries_again(&self, dir: &RealDir) -> bool {
+        if Instant::now() >= self.0 || status(dir).is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        true
     }
 }
 

@@ -8,12 +8,13 @@ use std::time::Duration;
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_snapshot::roots::SessionRecord;
 use cowslip_snapshot::session::{SessionError, forget, is_in};
+use cowslip_snapshot::store::Store;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::Context;
 use crate::args::Sessions;
-use crate::control::{self, Live, Sealing};
+use crate::control::{self, Live, Patience, Sealing};
 use crate::failure::Failure;
 use crate::report::{bytes, table};
 
@@ -43,8 +44,7 @@ struct Row {
 pub(super) fn run(context: &Context, args: &Sessions) -> Result<(), Failure> {
     let store = context.store()?;
     if let Some(id) = args.forget {
-        let open = |path: &Path| Some(Arc::new(RealDir::open(path).ok()?) as Arc<dyn Dir>);
-        forget(&store, id, open).map_err(|error| match error {
+        forget_patiently(&store, id).map_err(|error| match error {
             SessionError::InUse => Failure::failed(format!("session {id} is being served"))
                 .hint("end its server first: a collection would take away what it reads"),
             other => other.into(),
@@ -57,6 +57,24 @@ pub(super) fn run(context: &Context, args: &Sessions) -> Result<(), Failure> {
     }
     let rows: Vec<Row> = store.sessions()?.into_iter().map(row).collect();
     context.report.result(&rows, || text(&rows))
+}
+
+/// Once whoever has it open for a moment has done with it.
+fn forget_patiently(store: &Store, id: Uuid) -> Result<(), SessionError> {
+    let patience = Patience::begin();
+    loop {
+        let mut seen = None;
+        let open = |path: &Path| {
+            let dir = Arc::new(RealDir::open(path).ok()?);
+            seen = Some(Arc::clone(&dir));
+            Some(dir as Arc<dyn Dir>)
+        };
+        let forgotten = forget(store, id, open);
+        match (forgotten, seen) {
+            (Err(SessionError::InUse), Some(dir)) if patience.tries_again(&dir) => {}
+            (forgotten, _) => return forgotten,
+        }
+    }
 }
 
 fn text(rows: &[Row]) -> String {

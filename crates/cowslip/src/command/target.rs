@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cowslip_block::Device;
 use cowslip_block::files::RealDir;
@@ -25,16 +25,13 @@ use signal_hook::iterator::Signals;
 
 use super::{Context, open_store, surroundings};
 use crate::args::DeviceOptions;
-use crate::control::{self, Control};
+use crate::control::{Control, Patience};
 use crate::failure::Failure;
 use crate::report::{bytes, complain};
 
 /// What was written survives the end of the process without a flush; a disk that hangs must not
 /// hold up the end for longer than this.
 const CLOSE_WITHIN: Duration = Duration::from_millis(2500);
-/// A compaction has a session at rest open for a moment; a command that takes a snapshot of one, for as
-/// long as that takes.
-const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the user wants to be served.
 #[derive(Clone, Copy)]
@@ -263,14 +260,10 @@ fn open_patiently(
     dir: &RealDir,
     around: &dyn Fn() -> Result<Surroundings, Failure>,
 ) -> Result<Result<Session, SessionError>, Failure> {
-    let give_up = Instant::now() + OPEN_WITHIN;
+    let patience = Patience::begin();
     loop {
         match Session::open(around()?) {
-            Err(SessionError::InUse)
-                if Instant::now() < give_up && control::status(dir).is_none() =>
-            {
-                thread::sleep(Duration::from_millis(20));
-            }
+            Err(SessionError::InUse) if patience.tries_again(dir) => {}
             other => return Ok(other),
         }
     }
