@@ -248,10 +248,12 @@ fn old_and_odd_archives_that_mean_no_harm() {
         rig.ok(&format!("export {name} odd.raw --replace --quiet"));
         let cat = |path: &str| {
             let image = rig.path("odd.raw");
-            crate::tools::run(
+            let said = crate::tools::run(
                 "debugfs",
                 ["-R", &format!("cat \"{path}\""), image.to_str().unwrap()],
-            )
+            );
+            // Of a file that lies in its inode it shows all the room there.
+            said.trim_end_matches('\0').to_owned()
         };
         assert_eq!(
             (cat("/again").as_str(), cat("/alias").as_str()),
