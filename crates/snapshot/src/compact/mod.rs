@@ -313,6 +313,9 @@ impl Run<'_> {
             return Ok(false);
         };
         let total = survey.total();
+        if is_first {
+            self.done.begin(&survey);
+        }
         for (number, error) in survey.damaged {
             // Said once.
             if self.done.layers.insert(survey.layers[number as usize].0) {

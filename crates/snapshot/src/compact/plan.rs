@@ -59,6 +59,27 @@ pub(super) struct Plan {
 pub(super) struct Done {
     pub(super) layers: HashSet<LayerId>,
     pub(super) headers: HashSet<HeaderId>,
+    /// What was there when the run began, once that is known. What is younger is the next run's: one that
+    /// wanted no garbage at all would never end beside others who make some.
+    begun: Option<(HashSet<LayerId>, HashSet<HeaderId>)>,
+}
+
+impl Done {
+    pub(super) fn begin(&mut self, survey: &Survey) {
+        let layers = survey.layers.iter().map(|(id, _)| *id).collect();
+        let headers = survey.headers.iter().map(|(id, _)| *id).collect();
+        self.begun = Some((layers, headers));
+    }
+
+    fn has_layer(&self, id: LayerId) -> bool {
+        let is_younger = |(layers, _): &(HashSet<LayerId>, _)| !layers.contains(&id);
+        self.layers.contains(&id) || self.begun.as_ref().is_some_and(is_younger)
+    }
+
+    fn has_header(&self, id: HeaderId) -> bool {
+        let is_younger = |(_, headers): &(_, HashSet<HeaderId>)| !headers.contains(&id);
+        self.headers.contains(&id) || self.begun.as_ref().is_some_and(is_younger)
+    }
 }
 
 impl Plan {
@@ -89,9 +110,9 @@ impl<'a> Choice<'a> {
         done: &Done,
         step_bytes: u64,
     ) -> Self {
-        let is_open = |n: &u32| !done.layers.contains(&survey.layers[*n as usize].0);
+        let is_open = |n: &u32| !done.has_layer(survey.layers[*n as usize].0);
         let candidates = layers.into_iter().filter(is_open).collect();
-        let is_open = |n: &u32| !done.headers.contains(&survey.headers[*n as usize].0);
+        let is_open = |n: &u32| !done.has_header(survey.headers[*n as usize].0);
         let headers = headers.into_iter().filter(is_open).collect();
         let mut choice = Self {
             survey,
@@ -247,6 +268,21 @@ mod tests {
         assert_eq!(chosen(Policy::AUTO, &[2], u64::MAX), [1, 3]);
         assert_eq!(chosen(Policy::FULL, &[], u64::MAX), [1, 2, 3]);
         assert_eq!(chosen(Policy::FULL, &[], 1), [2]);
+    }
+
+    #[test]
+    fn what_is_younger_than_the_run_is_left_to_the_next() {
+        let mut done = Done::default();
+        done.begin(&survey(&[(1000, 100)]));
+        let later = survey(&[(1000, 100), (1000, 10)]);
+        let candidates = (all(2), RoaringBitmap::new());
+        let plan = Choice::new(&later, Policy::FULL, candidates, &done, u64::MAX).plan();
+        let chosen: Vec<u128> = plan.layers.iter().map(|l| l.0.as_u128() - 1).collect();
+        assert_eq!(chosen, [0]);
+    }
+
+    fn all(count: u32) -> RoaringBitmap {
+        (0..count).collect()
     }
 
     #[test]
