@@ -26,7 +26,7 @@ use cowslip_block::Device;
 use crate::disk::Say;
 use crate::error::AttachError;
 use crate::loops::{self, SECTOR_BYTES};
-use crate::mounts;
+use crate::mounts::{self, Mount};
 use crate::place::{About, Place};
 use crate::server::{Server, let_go};
 use crate::tool;
@@ -80,7 +80,7 @@ impl Attached {
             (Ok(path), Ok(())) => path,
             (Err(error), _) => return Err(given_up(place, error)),
             (Ok(path), Err(error)) => {
-                release(&path, Duration::ZERO, &*say);
+                release(&path, &place, Duration::ZERO, &*say);
                 return Err(given_up(place, error));
             }
         };
@@ -126,13 +126,13 @@ impl Attached {
     /// # Errors
     /// What losetup(8) said.
     pub fn end_with_its_mount(&self) -> Result<(), AttachError> {
-        loops::clear(&self.device, LOOP_WITHIN)
+        loops::clear(&self.device, &self.place, LOOP_WITHIN)
     }
 
     /// Ends it; the table of the module. Says whether nothing of it is left.
     pub fn end(self) -> bool {
         let is_gone = self.server.ends_within(Duration::ZERO) || {
-            release(&self.device, BUSY_FOR, &*self.say);
+            release(&self.device, &self.place, BUSY_FOR, &*self.say);
             self.server.ends_within(GONE_WITHIN)
         };
         if !is_gone {
@@ -155,20 +155,27 @@ fn given_up(place: Place, error: AttachError) -> AttachError {
     error
 }
 
-/// Unmounts what is mounted from a loop device, and clears it.
-pub(crate) fn release(device: &Path, busy_for: Duration, say: &dyn Fn(&str)) {
+/// Unmounts what is mounted from a place's loop device, and clears it. It may be gone already: cleared by somebody else, or with its
+/// last mount; and its number another's.
+pub(crate) fn release(device: &Path, place: &Place, busy_for: Duration, say: &dyn Fn(&str)) {
     let trouble = |error: AttachError| say(&format!("ending {}: {error}", device.display()));
-    match mounts::of_device(device) {
+    match mounts_of(device, place) {
         Ok(mounts) => mounts
             .iter()
             .for_each(|mount| unmount(&mount.target, busy_for, say)),
         Err(error) => trouble(error),
     }
-    // It may be gone already: cleared by somebody else, or with its last mount.
-    let is_there = loops::all().is_ok_and(|all| all.iter().any(|l| l.device == device));
-    if is_there && let Err(error) = loops::clear(device, LOOP_WITHIN) {
+    if let Err(error) = loops::clear(device, place, LOOP_WITHIN) {
         trouble(error);
     }
+}
+
+/// What is mounted from a place's loop device; nothing where it is no longer the place's.
+pub(crate) fn mounts_of(device: &Path, place: &Place) -> Result<Vec<Mount>, AttachError> {
+    let mounts = mounts::of_device(device)?;
+    // In this order: a device that is the place's now was so when its mounts were listed.
+    let is_ours = loops::is_over(device, place)?;
+    Ok(mounts.into_iter().filter(|_| is_ours).collect())
 }
 
 fn unmount(target: &Path, busy_for: Duration, say: &dyn Fn(&str)) {

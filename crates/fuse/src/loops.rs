@@ -5,6 +5,9 @@
 //! | direct I/O | a page cache below the device's own would keep each byte twice, and write back behind it when memory is short |
 //! | sectors of 512 bytes | a file system made on any common disk can be mounted: ext4 with blocks of 1 KiB, xfs and partition tables that count in 512 bytes. Whole blocks arrive as whole blocks all the same |
 //! | no "autoclear" | the device lives until it is cleared, mounted or not; see `attached.rs` |
+//!
+//! A number says little: the moment a device is cleared, by whomever, its number is anybody's. What is done to a device is done
+//! to one over the file of a [`Place`].
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::AttachError;
+use crate::place::Place;
 use crate::tool;
 
 /// The unit of a loop device. What is left of a file behind the last whole one cannot be reached.
@@ -29,14 +33,35 @@ pub(crate) fn make(file: &Path, read_only: bool, within: Duration) -> Result<Pat
     tool::run("losetup", &args, within).map(PathBuf::from)
 }
 
-/// Clears a loop device: at once, or when the last that uses it goes.
-pub(crate) fn clear(device: &Path, within: Duration) -> Result<(), AttachError> {
-    tool::run(
-        "losetup",
-        &["--detach".as_ref(), device.as_os_str()],
-        within,
-    )
-    .map(drop)
+/// Clears a device over a place's file. It is held open meanwhile: the number of what is open is not given away. By a child: this
+/// process would be the one that answers what closing it waits for.
+const CLEAR: &str = r#"{
+    case "$(cat "/sys/block/${1##*/}/loop/backing_file")" in
+        */"$2" | */"$2 (deleted)") losetup --detach "$1" ;;
+    esac
+} <"$1""#;
+
+/// Clears a place's loop device: at once, or when the last that uses it goes. If it is gone by now, that is fine.
+pub(crate) fn clear(device: &Path, place: &Place, within: Duration) -> Result<(), AttachError> {
+    let name = place.file_name();
+    let args = ["-c".as_ref(), CLEAR.as_ref(), "clear".as_ref()];
+    let args = [&args[..], &[device.as_os_str(), name.as_ref()]].concat();
+    match tool::run("sh", &args, within) {
+        Err(error) if is_over(device, place)? => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Is this still a loop device of that place?
+pub(crate) fn is_over(device: &Path, place: &Place) -> Result<bool, AttachError> {
+    Ok(of(place)?.iter().any(|l| l.device == device))
+}
+
+/// The loop devices of a place.
+pub(crate) fn of(place: &Place) -> Result<Vec<Loop>, AttachError> {
+    let mut all = all()?;
+    all.retain(|l| place.is_over(&l.backing_file));
+    Ok(all)
 }
 
 /// A loop device that is in use.

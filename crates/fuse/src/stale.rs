@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::attached::{GONE_WITHIN, release};
+use crate::attached::{GONE_WITHIN, mounts_of, release};
 use crate::error::AttachError;
-use crate::loops::{self, Loop};
+use crate::loops;
 use crate::mounts;
 use crate::place::{About, Place};
 use crate::server::{KIND, let_go};
@@ -41,7 +41,7 @@ pub fn find(run_dir: &Path, end: bool, say: &dyn Fn(&str)) -> Result<Vec<Leftove
 }
 
 fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachError> {
-    let devices = devices_of(&place)?;
+    let devices = loops::of(&place)?;
     let mut leftover = Leftover {
         about: place.about(),
         mounts: Vec::new(),
@@ -49,7 +49,7 @@ fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachEr
         devices: devices.iter().map(|l| l.device.clone()).collect(),
     };
     for device in &leftover.devices {
-        let mounts = mounts::of_device(device)?;
+        let mounts = mounts_of(device, &place)?;
         leftover.mounts.extend(mounts.into_iter().map(|m| m.target));
     }
     let at = place.mount_point();
@@ -63,7 +63,7 @@ fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachEr
         return Ok(leftover);
     }
     for device in &leftover.devices {
-        release(device, Duration::ZERO, say);
+        release(device, &place, Duration::ZERO, say);
     }
     if is_mounted {
         let_go(&at).map_err(AttachError::io("unmounting a FUSE file system"))?;
@@ -75,16 +75,10 @@ fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachEr
     Ok(leftover)
 }
 
-fn devices_of(place: &Place) -> Result<Vec<Loop>, AttachError> {
-    let mut all = loops::all()?;
-    all.retain(|l| place.is_over(&l.backing_file));
-    Ok(all)
-}
-
 /// The kernel clears a loop device a moment after its last user has gone.
 fn is_released(place: &Place) -> Result<bool, AttachError> {
     let give_up = Instant::now() + GONE_WITHIN;
-    while !devices_of(place)?.is_empty() {
+    while !loops::of(place)?.is_empty() {
         if Instant::now() >= give_up {
             return Ok(false);
         }

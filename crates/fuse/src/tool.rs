@@ -63,7 +63,8 @@ fn package_of(program: &str) -> &'static str {
     match program {
         "mount" | "umount" => "the programs mount and umount (Debian: mount)",
         "losetup" => "the program losetup (util-linux; Debian: mount)",
-        _ => "the program blkid (Debian: util-linux)",
+        "blkid" => "the program blkid (Debian: util-linux)",
+        _ => "the programs sh, cat and sync, which every system has",
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::bytes::{BLOCK, MIB, assert_same, noise};
 use crate::devices::{Devices, gone};
 use crate::rig::{PATIENCE, said, until};
-use crate::tools::run;
+use crate::tools::{run, tool};
 
 fn write_synced(path: &Path, bytes: &[u8]) {
     let mut file = File::create(path).unwrap();
@@ -321,6 +321,51 @@ fn a_server_that_is_killed_leaves_what_detach_ends() {
         assert_same(&found, &noise(i, 30_000), &format!("f{i}"));
     }
     mounted.end();
+    devices.assert_nothing_left();
+}
+
+/// The moment a loop device is cleared its number is anybody's, and what is there then is not ours.
+#[test]
+fn a_number_that_is_another_ones_by_now_is_left_alone() {
+    let test = "a_number_that_is_another_ones_by_now_is_left_alone";
+    let Some(devices) = Devices::new(test, &["mkfs.ext4"]) else {
+        return;
+    };
+    let rig = &devices.rig;
+    devices.empty("base", 64);
+    fs::write(rig.path("other.raw"), noise(1, MIB)).unwrap();
+    let (is_taken, bin) = (rig.path("taken"), devices.dir("bin"));
+    // An umount behind which somebody clears the device, and has its number for a file of theirs.
+    let script = r#"#!/bin/sh
+        "$UMOUNT" "$@" && losetup --detach "$DEVICE" && losetup "$DEVICE" "$OTHER" && : >"$TAKEN""#;
+    fs::write(bin.join("umount"), script).unwrap();
+    fs::set_permissions(bin.join("umount"), fs::Permissions::from_mode(0o700)).unwrap();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)));
+    let path = path.unwrap();
+    // Another test may be the one that gets the number.
+    until("the number to be taken", || {
+        let (served, device) = devices.attach("base --session s");
+        run("mkfs.ext4", ["-q", device.to_str().unwrap()]);
+        devices.mount_at(&device, "mnt");
+        served.kill();
+        let mut command = rig.command(["detach", "--stale"]);
+        command.env("PATH", &path);
+        command.env("UMOUNT", tool("umount").unwrap());
+        command.env("DEVICE", &device);
+        command.env("OTHER", rig.path("other.raw"));
+        command.env("TAKEN", &is_taken);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        is_taken.exists().then(|| {
+            let listed = run(
+                "losetup",
+                ["--list", "--noheadings", device.to_str().unwrap()],
+            );
+            run("losetup", ["--detach", device.to_str().unwrap()]);
+            assert!(listed.contains("other.raw"), "{listed}");
+        })
+    });
     devices.assert_nothing_left();
 }
 
