@@ -75,7 +75,7 @@ impl World {
     fn open_all(&mut self, promised: End) -> Result<(), String> {
         let numbers: Vec<_> = self.oracle.sessions.keys().copied().collect();
         for number in numbers {
-            let session = self.open_session(number);
+            let session = self.open_session(&self.oracle.sessions[&number].dir);
             let session = session.map_err(at(format_args!("opening session {number}")))?;
             self.sessions.insert(number, session);
             let found = self.read(number)?;
@@ -84,9 +84,8 @@ impl World {
             accepted.map_err(at(format_args!("session {number}")))?;
         }
         for (number, known) in std::mem::take(&mut self.oracle.beginning) {
-            let is_there = self.root.open_dir(&super::dir_name(number)).is_ok();
-            let opened = match is_there {
-                true => self.open_session(number),
+            let opened = match self.root.open_dir(&known.dir).is_ok() {
+                true => self.open_session(&known.dir),
                 false => Err(SessionError::NotASession),
             };
             match opened {

@@ -61,10 +61,6 @@ fn bytes_of(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn dir_name(session: SessionNumber) -> String {
-    format!("session-{session}")
-}
-
 /// Says what failed.
 fn at<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
@@ -227,7 +223,8 @@ impl World {
             Operation::GoOver(session) => self.with(session, |s| done(s.go_over()).map(drop)),
             Operation::Restart(session) => {
                 if self.sessions.remove(&session).is_some() {
-                    let opened = self.open_session(session).map_err(at("opened again"))?;
+                    let dir = &self.oracle.sessions[&session].dir;
+                    let opened = self.open_session(dir).map_err(at("opened again"))?;
                     self.sessions.insert(session, opened);
                 }
                 Ok(())
@@ -344,20 +341,13 @@ impl World {
     fn begin(&mut self, session: SessionNumber, from: &str) -> Result<(), String> {
         let mut image = self.oracle.snapshots[from].image.to_vec();
         image.resize(SIZE_BYTES, 0);
-        let known = DeviceOracle::new(&image);
-        self.during.beginning.insert(session, known.clone());
         // A number that was used before has left its directory behind.
-        let dir = dir_name(session);
-        if self.root.open_dir(&dir).is_err() {
-            self.root.create_dir(&dir).map_err(at(&dir))?;
-        }
-        let there = self.root.open_dir(&dir).map_err(at(&dir))?;
-        for file in there.list().map_err(at(&dir))? {
-            there.remove(&file).map_err(at(&dir))?;
-        }
-        there.sync().map_err(at(&dir))?;
+        let dir = format!("session-{session}-{}", self.count);
+        let known = DeviceOracle::new(&dir, &image);
+        self.during.beginning.insert(session, known.clone());
+        self.root.create_dir(&dir).map_err(at(&dir))?;
         self.root.sync().map_err(at(&dir))?;
-        let begun = Session::create(self.around(session)?, &name(from), Some(SIZE_BYTES as u64));
+        let begun = Session::create(self.around(&dir)?, &name(from), Some(SIZE_BYTES as u64));
         self.sessions.insert(session, done(begun)?);
         self.oracle.sessions.insert(session, known);
         Ok(())
@@ -418,10 +408,9 @@ impl World {
         done(compact(&*self.another()?, &options, &around)).map(drop)
     }
 
-    fn around(&self, session: SessionNumber) -> Result<Surroundings, String> {
-        let dir = dir_name(session);
+    fn around(&self, dir: &str) -> Result<Surroundings, String> {
         Ok(Surroundings {
-            dir: self.root.open_dir(&dir).map_err(at(&dir))?,
+            dir: self.root.open_dir(dir).map_err(at(dir))?,
             path: dir.into(),
             temporary: false,
             store: Arc::clone(&self.store),
@@ -432,8 +421,8 @@ impl World {
         })
     }
 
-    fn open_session(&self, session: SessionNumber) -> Result<Session, SessionError> {
-        let around = self.around(session).map_err(SessionError::Damaged)?;
+    fn open_session(&self, dir: &str) -> Result<Session, SessionError> {
+        let around = self.around(dir).map_err(SessionError::Damaged)?;
         Session::open(around)
     }
 }

@@ -43,16 +43,19 @@ impl Block {
     }
 }
 
-/// A device, block by block.
+/// A session's device, block by block.
 #[derive(Clone, Debug)]
 pub(super) struct DeviceOracle {
+    /// Of the session.
+    pub(super) dir: String,
     blocks: Vec<Block>,
 }
 
 impl DeviceOracle {
-    pub(super) fn new(image: &[u8]) -> Self {
+    pub(super) fn new(dir: &str, image: &[u8]) -> Self {
         let blocks = image.chunks(BLOCK).map(|b| Block::new(b.into()));
         Self {
+            dir: dir.to_owned(),
             blocks: blocks.collect(),
         }
     }
