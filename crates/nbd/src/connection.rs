@@ -9,29 +9,37 @@
 //! Invariants:
 //! 1. (12 of ARCHITECTURE.md) It never waits for the client to read its replies while it could read
 //!    the client's requests: every send is non-blocking, and reading stops only when what the client is owed
-//!    reaches a bound (see [`crate::execute`]). A client that never reads stalls only itself.
+//!    reaches a bound, or while a large request waits for its turn (see [`crate::budget`]). A client that never
+//!    reads stalls only itself.
 //! 2. (4 there) A request is executed after its last byte has arrived; a slow sender holds nothing.
 //! 3. (10 there) Only a broken stream ends a connection: a false magic, or a refused payload too
 //!    long to drop. A refused WRITE is answered after its payload has been read.
 //! 4. After DISC, or the end of the stream, what was received is still served and answered.
 //!
-//! No lock here is shared with another connection.
+//! 5. It holds [`OWN_BYTES`] of requests and replies, and beyond that no more than its share of the budget: whoever
+//!    announces a large payload, or asks for one, has its place before it is received, or read.
+//!
+//! No lock here is shared with another connection, but for the budget's, for large requests.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::budget::Share;
 use crate::buffer::Buffer;
 use crate::check::{Command, Door, Refusal, check};
 use crate::execute::{Backend, Executor};
 use crate::flush::Completions;
 use crate::handshake::Negotiated;
-use crate::limits::{IDLE_AFTER, RECEIVE_BYTES, REFUSED_PAYLOAD_BYTES_MAX, SEND_BYTES};
+use crate::limits::{
+    HOLD_LOOK_EVERY, IDLE_AFTER, OWED_BYTES_MAX, OWN_BYTES, RECEIVE_BYTES,
+    REFUSED_PAYLOAD_BYTES_MAX, SEND_BYTES,
+};
 use crate::wire::Request;
 
 /// Why a connection ended before its time.
@@ -43,6 +51,8 @@ pub(crate) enum ConnectionError {
     BadMagic(u32),
     #[error("a refused write of {0} bytes is too long to be dropped")]
     RefusedTooLong(u32),
+    #[error("{0} bytes of memory lay still while others waited for them")]
+    HeldTooLong(usize),
 }
 
 impl From<Errno> for ConnectionError {
@@ -72,6 +82,9 @@ pub(crate) struct Connection {
     completions: Arc<Completions>,
     executor: Executor,
     inbox: Buffer,
+    share: Share,
+    /// The request at the front of the inbox has its place: so many bytes, with its payload.
+    admitted: Option<usize>,
     /// What the request at the front of the inbox still lacks, where it is known to be long.
     lacking_bytes: usize,
     refused: Option<Refused>,
@@ -95,12 +108,15 @@ impl Connection {
             structured: chosen.structured,
             contexts: chosen.contexts.contains(&true),
         };
+        let share = Share::of(Arc::clone(&backend.budget));
         let executor = Executor::new(backend, door, chosen.contexts, Arc::clone(&completions));
         Ok(Self {
             socket,
             completions,
             executor,
             inbox: Buffer::default(),
+            share,
+            admitted: None,
             lacking_bytes: 0,
             refused: None,
             input_ended: false,
@@ -165,10 +181,10 @@ impl Connection {
                         self.executor.refuse(request.cookie, &refusal);
                         return Err(ConnectionError::RefusedTooLong(request.len));
                     }
-                    if !self.executor.has_room(&Command::Cache) {
+                    if !self.admit(Request::BYTES, &Command::Cache) {
                         return Ok(Lacks::Room);
                     }
-                    self.inbox.consume(Request::BYTES);
+                    self.consume(Request::BYTES);
                     let cookie = request.cookie;
                     self.refused = Some(Refused {
                         cookie,
@@ -182,22 +198,80 @@ impl Connection {
                 }
                 Ok(command) => {
                     let whole = Request::BYTES + payload_len;
+                    if !self.admit(whole, &command) {
+                        return Ok(Lacks::Room);
+                    }
                     if self.inbox.len() < whole {
                         self.lacking_bytes = whole - self.inbox.len();
                         return Ok(Lacks::Bytes);
                     }
-                    if !self.executor.has_room(&command) {
-                        return Ok(Lacks::Room);
-                    }
                     let payload = &self.inbox.held()[Request::BYTES..whole];
                     self.executor.execute(request.cookie, command, payload);
-                    self.inbox.consume(whole);
+                    self.consume(whole);
                 }
             }
             if self.executor.out.len() >= SEND_BYTES {
                 self.send()?;
             }
         }
+    }
+
+    /// The request at the front is done with.
+    fn consume(&mut self, len: usize) {
+        self.inbox.consume(len);
+        self.admitted = None;
+    }
+
+    /// Is there a place for the request at the front, so long with its payload, and for its reply? Where nothing is
+    /// owed it waits for that; else replies must go first.
+    fn admit(&mut self, request_bytes: usize, command: &Command) -> bool {
+        if self.admitted.is_some() {
+            return true;
+        }
+        let owed = self.executor.owed_with(command);
+        let beyond = (request_bytes + owed).saturating_sub(OWN_BYTES);
+        if owed > OWED_BYTES_MAX || (beyond > 0 && !self.share.covers(beyond)) {
+            if self.executor.owed() > 0 {
+                return false;
+            }
+            self.shrink();
+            self.share.wait_for(beyond);
+        }
+        self.admitted = Some(request_bytes);
+        true
+    }
+
+    /// What it needs of the budget for what is here and on its way.
+    fn beyond_own(&self) -> usize {
+        let inbox = self.inbox.len().max(self.admitted.unwrap_or(0));
+        (inbox + self.executor.owed()).saturating_sub(OWN_BYTES)
+    }
+
+    /// Gives memory back that is not needed now.
+    fn shrink(&mut self) {
+        self.inbox.shrink();
+        self.executor.out.shrink();
+        self.share.keep(self.beyond_own());
+    }
+
+    /// Others wait for what this holds: it goes, as far as it can, and so does a client that never lets go.
+    fn make_way(&mut self) -> Result<(), ConnectionError> {
+        if self.share.is_wanted() {
+            let needed = self.beyond_own();
+            if needed == 0 || needed < self.share.bytes() / 2 {
+                self.shrink();
+            }
+            if self.share.is_overdue() {
+                return Err(ConnectionError::HeldTooLong(self.share.bytes()));
+            }
+        }
+        Ok(())
+    }
+
+    /// How long to wait for the client: for ever, unless others may wait for what this holds.
+    fn patience(&self) -> Option<Timespec> {
+        let look = Timespec::try_from(HOLD_LOOK_EVERY).expect("a short time");
+        (self.share.bytes() > 0).then_some(look)
     }
 
     /// Sends what the socket takes.
@@ -220,6 +294,7 @@ impl Connection {
 
     /// Waits until something can go on, and receives where `reading`.
     fn wait(&mut self, reading: bool) -> Result<(), ConnectionError> {
+        self.make_way()?;
         if reading && self.executor.out.is_empty() && self.executor.flushing() == 0 {
             return self.receive_when_idle();
         }
@@ -237,7 +312,7 @@ impl Connection {
         } else {
             &mut fds[..]
         };
-        match poll(fds, None) {
+        match poll(fds, self.patience().as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -263,11 +338,10 @@ impl Connection {
         if self.receive(RecvFlags::empty())? {
             return Ok(());
         }
-        self.inbox.shrink();
-        self.executor.out.shrink();
+        self.shrink();
         match poll(
             &mut [PollFd::new(&self.socket.as_fd(), PollFlags::IN)],
-            None,
+            self.patience().as_ref(),
         ) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),

@@ -7,7 +7,7 @@
 //! Invariants:
 //! 1. A reply to a write is built after the device has returned; so what a FLUSH of any connection
 //!    covers is in the device before the FLUSH is submitted (CAN_MULTI_CONN).
-//! 2. [`Executor::owed`] never exceeds [`OWED_BYTES_MAX`]: ask [`Executor::has_room`] first.
+//! 2. No request adds more to [`Executor::owed`] than [`Executor::owed_with`] says: ask it first.
 //! 3. A failed request becomes an error reply, never an error of the connection.
 
 use std::ops::ControlFlow;
@@ -15,14 +15,13 @@ use std::sync::Arc;
 
 use cowslip_block::{ByteRange, Device, DeviceError, Extent};
 
+use crate::budget::Budget;
 use crate::buffer::Buffer;
 use crate::check::{Command, Door, Refusal};
 use crate::counters::{Counters, add};
 use crate::errno::Errno;
 use crate::flush::{Completions, FlushPool};
-use crate::limits::{
-    EXTENTS_MAX, OWED_BYTES_MAX, REPLY_BYTES_MAX, STATUS_REPLY_BYTES_MAX, read_reply_bytes_max,
-};
+use crate::limits::{EXTENTS_MAX, REPLY_BYTES_MAX, STATUS_REPLY_BYTES_MAX, read_reply_bytes_max};
 use crate::reply::{self, ReadReply, Shape};
 use crate::wire::{CONTEXTS, state};
 
@@ -31,6 +30,7 @@ use crate::wire::{CONTEXTS, state};
 pub(crate) struct Backend {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) flushes: Arc<FlushPool>,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -84,8 +84,8 @@ impl Executor {
         self.out.len() + self.flushing * REPLY_BYTES_MAX
     }
 
-    /// Can one more request be answered within bounds?
-    pub(crate) fn has_room(&self, command: &Command) -> bool {
+    /// The same with one more request, at most.
+    pub(crate) fn owed_with(&self, command: &Command) -> usize {
         let adds = match command {
             Command::Read { range, .. } => {
                 let len = u32::try_from(range.len()).expect("a request's length has 32 bits");
@@ -94,7 +94,7 @@ impl Executor {
             Command::BlockStatus { .. } => STATUS_REPLY_BYTES_MAX,
             _ => REPLY_BYTES_MAX,
         };
-        self.owed() + adds <= OWED_BYTES_MAX
+        self.owed() + adds
     }
 
     /// Carries out one command and appends its reply, now or when its flush is done.

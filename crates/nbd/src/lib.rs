@@ -11,6 +11,7 @@
 //!
 //! Not here: TLS, extended headers, more than one export a server, the kernel's client.
 
+mod budget;
 mod buffer;
 mod check;
 pub mod client;
@@ -23,6 +24,7 @@ mod handshake;
 pub mod limits;
 mod listen;
 mod reply;
+mod said;
 pub mod server;
 mod stdio;
 mod timed;

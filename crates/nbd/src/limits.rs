@@ -11,6 +11,14 @@ pub const REFUSED_PAYLOAD_BYTES_MAX: u32 = 128 << 20;
 /// What one connection may owe its client: replies not yet sent, and a reservation for each flush
 /// that is still running. While this is reached, the connection takes no further request.
 pub const OWED_BYTES_MAX: usize = 64 << 20;
+/// Requests and replies that a connection may hold as it likes, beside what it receives into.
+pub const OWN_BYTES: usize = 2 << 20;
+/// What all connections of a server may hold beyond [`OWN_BYTES`] each: large requests take turns.
+pub const LARGE_BYTES_MAX: usize = 256 << 20;
+/// While others wait for a turn, a client that lets its own lie still so long is sent away.
+pub const HOLD_WITHIN: Duration = Duration::from_secs(5);
+/// A connection looks so often whether somebody waits for what it holds.
+pub const HOLD_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is kept free in [`OWED_BYTES_MAX`] for any reply without data.
 pub const REPLY_BYTES_MAX: usize = 1 << 10;
 /// The text in an error reply, cut here.
@@ -29,6 +37,10 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// Connections served at once; more are accepted and closed.
 pub const CONNECTIONS_MAX: usize = 128;
+/// Lines about connections that ended badly, in this time: a client cannot fill a log.
+pub const REPORTS_MAX: u32 = 20;
+/// See [`REPORTS_MAX`].
+pub const REPORTS_WITHIN: Duration = Duration::from_secs(10);
 /// Threads that run flushes: one that is under way, and one for those that came meanwhile.
 pub const FLUSH_THREADS_MAX: usize = 2;
 
@@ -71,6 +83,11 @@ const _: () = assert!(
     "a connection that owes nothing can always take a request"
 );
 const _: () = assert!(STATUS_REPLY_BYTES_MAX <= OWED_BYTES_MAX);
+const _: () = assert!(
+    OWED_BYTES_MAX + PAYLOAD_BYTES_MAX as usize <= LARGE_BYTES_MAX,
+    "whatever one connection may need, it can have"
+);
+const _: () = assert!(STATUS_REPLY_BYTES_MAX <= OWN_BYTES);
 const _: () = assert!(PAYLOAD_BYTES_MAX <= REFUSED_PAYLOAD_BYTES_MAX);
 const _: () = assert!(ERROR_TEXT_BYTES_MAX + 64 <= REPLY_BYTES_MAX);
 const _: () = assert!(ERROR_TEXT_BYTES_MAX <= STRING_BYTES_MAX);

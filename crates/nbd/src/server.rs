@@ -29,6 +29,7 @@ use cowslip_block::Device;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{Shutdown, shutdown};
 
+use crate::budget::Budget;
 use crate::connection::{Connection, ConnectionError};
 use crate::counters::{Counters, add};
 use crate::execute::Backend;
@@ -39,6 +40,7 @@ use crate::limits::{
     STRING_BYTES_MAX,
 };
 use crate::listen::{Bound, Listen, ListenError, Listener};
+use crate::said::Said;
 use crate::stdio;
 use crate::timed::Timed;
 
@@ -65,7 +67,7 @@ pub(crate) struct Shared {
     name: String,
     description: String,
     backend: Backend,
-    report: Report,
+    said: Said,
     threads: Mutex<Threads>,
     /// A thread has ended.
     ended: Condvar,
@@ -123,6 +125,7 @@ impl Server {
         let backend = Backend {
             flushes: Arc::new(FlushPool::new(Arc::clone(&device))),
             device,
+            budget: Arc::new(Budget::new()),
             counters: Arc::default(),
         };
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
@@ -131,7 +134,7 @@ impl Server {
             name,
             description,
             backend,
-            report,
+            said: Said::to(report),
             threads,
             ended,
             stop,
@@ -201,6 +204,7 @@ impl Server {
     pub fn stop(&self) -> usize {
         let shared = &self.shared;
         locked(&shared.threads).stopping = true;
+        shared.backend.budget.stop();
         let _ = rustix::io::write(&shared.stop, &1u64.to_ne_bytes());
         for acceptor in mem::take(&mut *locked(&self.acceptors)) {
             // It has caught its panics; there is nothing to learn.
@@ -304,7 +308,7 @@ impl Shared {
             Ok(Err(End::Connection(error))) => format!("a connection was ended: {error}"),
             Err(_) => "a connection was ended by a panic".to_owned(),
         };
-        (self.report)(&said);
+        self.said.line(&said);
     }
 
     fn transmit(&self, socket: Arc<OwnedFd>) -> Result<(), End> {

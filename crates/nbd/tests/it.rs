@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod it {
+    mod budget;
     mod connection;
     mod differential;
     mod handshake;
