@@ -41,6 +41,10 @@ mod full;
 mod gc;
 #[path = "it/history.rs"]
 mod history;
+#[path = "it/hostile.rs"]
+mod hostile;
+#[path = "it/hostile_store.rs"]
+mod hostile_store;
 #[path = "it/images.rs"]
 mod images;
 #[path = "it/kill.rs"]
