@@ -42,6 +42,7 @@ cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
 cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
+cargo xtask crashes --planted           the checker is checked: each bug that is planted has to be found; --seed N, --seconds-each N, --json
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
 cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json

@@ -14,6 +14,8 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
+use crate::planted::{Bug, planted};
+
 pub use self::real::{RealDir, RealFile};
 
 /// Which directory it is, whatever it is called: a rename keeps it, a copy has another. Two file systems
@@ -214,6 +216,9 @@ pub fn replace_file(dir: &dyn Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
         file.write_at(bytes, 0)?;
         file.sync()?;
         dir.rename(&temporary, name)?;
+        if planted(Bug::ReplaceUnsynced) {
+            return Ok(());
+        }
         dir.sync()
     };
     put().inspect_err(|_| drop(dir.remove(&temporary)))

@@ -13,6 +13,8 @@ pub mod files;
 mod gate;
 pub mod health;
 pub mod overlay;
+#[doc(hidden)]
+pub mod planted;
 pub mod read_only;
 
 pub mod tracker;

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::{BlockState, Cache};
 use crate::device::{Device, DeviceError, Extent, FillBuf, Geometry, ReadSink, Room};
+use crate::planted::{Bug, planted};
 use crate::units::{BlockRange, ByteOffset, ByteRange};
 
 /// A copy-on-write device.
@@ -270,7 +271,9 @@ impl Stack {
     /// its last writer has left (invariant 5).
     fn read_below(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), DeviceError> {
         for frozen in &self.frozen {
-            frozen.drain();
+            if !planted(Bug::CopyUpUndrained) {
+                frozen.drain();
+            }
         }
         self.read(1, range, &mut FillBuf::new(buf))
     }
@@ -311,7 +314,12 @@ impl Device for Overlay {
 
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         self.check(range)?;
-        self.load().read(0, range, sink)
+        let stack = self.load();
+        if planted(Bug::StackPerBatch) && !stack.frozen.is_empty() {
+            // As the stack was before the last freeze.
+            return stack.read(1, range, sink);
+        }
+        stack.read(0, range, sink)
     }
 
     fn write(&self, offset: ByteOffset, data: &[u8]) -> Result<(), DeviceError> {
@@ -328,7 +336,10 @@ impl Device for Overlay {
 
     fn trim(&self, range: ByteRange) -> Result<(), DeviceError> {
         self.check(range)?;
-        let whole = self.whole_blocks(range);
+        let mut whole = self.whole_blocks(range);
+        if planted(Bug::TrimOutward) {
+            whole = self.geometry.block_size.blocks_touched(range);
+        }
         self.inside(|stack| stack.top.zero_blocks(whole, Room::Free))
     }
 
@@ -336,6 +347,9 @@ impl Device for Overlay {
     fn flush(&self) -> Result<(), DeviceError> {
         let stack = self.load();
         for cache in stack.frozen.iter().filter(|c| !c.is_finished()) {
+            if planted(Bug::FlushForgetsFrozen) {
+                continue;
+            }
             // What was acknowledged has left; who is still inside was not acknowledged.
             cache.flush()?;
         }

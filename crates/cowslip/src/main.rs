@@ -26,6 +26,11 @@ use clap::Parser;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const _: () = assert!(
+    !cowslip_block::planted::IS_POSSIBLE,
+    "bugs can be planted in what this would be built from: build it without the feature `planted`"
+);
+
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
     match command::run(cli) {

@@ -6,12 +6,14 @@
 //! - [`load`]: a small write load, and what each snapshot of it holds;
 //! - [`world`]: the real code over such a disk, and every crash that a history could meet.
 //!
-//! Not here: the network.
+//! With the feature `planted`, `planted` plants bugs, and sees that they are found. Not here: the network.
 
 mod choose;
 pub mod faulty;
 pub mod load;
 pub mod memory;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod seeded;
 pub mod world;
 

@@ -3,3 +3,6 @@
 
 #[path = "it/crashes.rs"]
 mod crashes;
+#[cfg(feature = "planted")]
+#[path = "it/planted.rs"]
+mod planted;

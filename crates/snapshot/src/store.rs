@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use cowslip_block::BlockSize;
 use cowslip_block::files::{Access, Dir};
+use cowslip_block::planted::{Bug, planted};
 use uuid::Uuid;
 
 use crate::caches::{Frames, OpenLayers};
@@ -148,7 +149,9 @@ impl Store {
         block_size: BlockSize,
     ) -> Result<LayerWriter, StoreError> {
         let id = LayerId(self.host.new_uuid());
-        lease.protect(Protected::Layer(id))?;
+        if !planted(Bug::LayerUnleased) {
+            lease.protect(Protected::Layer(id))?;
+        }
         let pending = Pending::create(&self.tmp, lease)?;
         LayerWriter::new(pending, Arc::clone(&self.layers), id, block_size)
     }
@@ -180,7 +183,13 @@ impl Store {
         frame: u64,
         block_size: BlockSize,
     ) -> Result<Arc<[u8]>, StoreError> {
-        let read = self.frames.get_or_insert_with(&(id, frame), || {
+        let mut key = (id, frame);
+        if planted(Bug::StaleFrame) {
+            let mut layers = self.layers.list().unwrap_or_default();
+            layers.retain(|layer| *layer < id.to_string());
+            key.0 = LayerId(Uuid::from_u128(layers.len() as u128));
+        }
+        let read = self.frames.get_or_insert_with(&key, || {
             let layer = self.open_layer(id)?;
             if layer.block_size() != block_size {
                 let why = "its blocks are not of the image's size";
@@ -263,7 +272,10 @@ impl Store {
         let mut pending = Pending::create(&self.tmp, lease)?;
         pending.append(object)?;
         let name = id.to_string();
-        let stored = pending.commit_over(self.headers.as_ref(), &name);
+        let stored = match planted(Bug::NameBeforeHeader) {
+            true => pending.commit_unsynced(self.headers.as_ref(), &name),
+            false => pending.commit_over(self.headers.as_ref(), &name),
+        };
         self.nodes.forget(id);
         stored.and_then(|()| self.open_header(id)).inspect_err(|_| {
             self.nodes.forget(id);
@@ -396,6 +408,9 @@ impl Store {
         let _roots = RootLock::take(&self.leases)?;
         let removed = self.snapshots.remove(name.as_str());
         removed.map_err(|e| absent_or_io(name, "removing", e))?;
+        if planted(Bug::RemovalUnsynced) {
+            return Ok(());
+        }
         self.sync_names()
     }
 

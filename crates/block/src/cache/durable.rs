@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::journal::Mark;
 use super::{Cache, JOURNAL_BYTES, locked, place};
 use crate::device::DeviceError;
+use crate::planted::{Bug, planted};
 
 impl Cache {
     /// Makes all that has returned survive a power cut: its bytes, then its marks.
@@ -24,6 +25,9 @@ impl Cache {
             return Ok(());
         }
         let flushed = self.flush_now();
+        if planted(Bug::FlushNotedLate) {
+            self.unsynced.store(false, Ordering::Release);
+        }
         if flushed.is_err() {
             self.unsynced.store(true, Ordering::Release);
         }
@@ -33,8 +37,13 @@ impl Cache {
     fn flush_now(&self) -> Result<(), DeviceError> {
         // Whatever the reason: the kernel may have dropped what it could not write.
         let failed = |e: io::Error| self.health.poison(&format!("a sync failed: {e}"));
-        let upto = locked(&self.journal).next_sequence();
-        self.file.sync().map_err(failed)?;
+        let mut upto = locked(&self.journal).next_sequence();
+        if !planted(Bug::BytesUnsynced) {
+            self.file.sync().map_err(failed)?;
+        }
+        if planted(Bug::FlushVouchesLate) {
+            upto = locked(&self.journal).next_sequence();
+        }
         let file = {
             let mut journal = locked(&self.journal);
             let marked = journal.append(&Mark::Flushed(upto));
@@ -43,6 +52,9 @@ impl Cache {
         };
         for older in locked(&self.unsynced_segments).drain(..) {
             older.sync().map_err(failed)?;
+        }
+        if planted(Bug::JournalUnsynced) {
+            return Ok(());
         }
         file.sync().map_err(failed)
     }
@@ -53,16 +65,23 @@ impl Cache {
     /// # Errors
     /// As [`Cache::flush`].
     pub fn finish(&self) -> Result<(), DeviceError> {
-        self.drain();
+        if !planted(Bug::FinishUndrained) {
+            self.drain();
+        }
         // Not beside a checkpoint: that begins a segment which knows nothing of the end.
         let _one = locked(&self.flushing);
         if self.is_finished() {
             return Ok(());
         }
-        self.flush_held()?;
+        if !planted(Bug::ClosedBeforeFlush) {
+            self.flush_held()?;
+        }
         self.append_closed()
             .map_err(|e| self.health.judge("closing a frozen cache", e))?;
         self.closed.store(true, Ordering::Release);
+        if planted(Bug::ClosedBeforeFlush) {
+            self.flush_held()?;
+        }
         Ok(())
     }
 
@@ -109,7 +128,9 @@ impl Cache {
             locked(&self.unsynced_segments).push(old.file());
             (self.export(), next, started)
         };
-        self.file.sync()?;
+        if !planted(Bug::CheckpointBeforeBytes) {
+            self.file.sync()?;
+        }
         started.sync()?;
         let encoded = states.encode();
         place.write_state(segment, next, &encoded)?;

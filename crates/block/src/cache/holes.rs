@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 
 use super::BlockState::{Zero, ZeroHeld};
 use super::{Cache, SEGMENT_BLOCKS, TRACKED, locked};
+use crate::planted::{Bug, planted};
 use crate::units::BlockRange;
 
 impl Cache {
@@ -34,7 +35,7 @@ impl Cache {
         let still: Vec<_> = self
             .states()
             .runs(blocks)
-            .filter(|(_, s)| *s == ZeroHeld)
+            .filter(|(_, s)| *s == ZeroHeld || planted(Bug::LateHole))
             .map(|(b, _)| b)
             .collect();
         for run in still {

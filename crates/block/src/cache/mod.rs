@@ -44,6 +44,7 @@ use crate::device::{DeviceError, Geometry};
 use crate::files::{Access, Dir, File};
 use crate::gate::{Gate, Ticket};
 use crate::health::Health;
+use crate::planted::{Bug, planted};
 use crate::tracker::StateTracker;
 use crate::units::{BlockCount, BlockIndex, BlockSize, ByteOffset, ByteRange};
 
@@ -190,7 +191,9 @@ impl Cache {
             replay.journal,
         );
         cache.closed.store(closed, Ordering::Release);
-        *locked(&cache.unsynced_segments) = replay.older;
+        if !planted(Bug::SegmentForgotten) {
+            *locked(&cache.unsynced_segments) = replay.older;
+        }
         Ok(Found { cache, same_boot })
     }
 

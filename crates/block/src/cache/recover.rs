@@ -7,6 +7,7 @@ use super::journal::{Mark, Replay};
 use super::{BlockState, TRACKED, apply, new_tracker};
 use crate::device::Geometry;
 use crate::files::File;
+use crate::planted::{Bug, planted};
 use crate::tracker::StateTracker;
 use crate::units::{BlockRange, BlockSize};
 
@@ -38,7 +39,9 @@ pub(super) fn recover(
             )));
         }
         match mark {
-            Mark::Dirty(blocks, crcs) if !flushed && !replay.same_boot => {
+            Mark::Dirty(blocks, crcs)
+                if !flushed && !replay.same_boot && !planted(Bug::MarksBelieved) =>
+            {
                 apply_what_is_there(&mut states, *blocks, crcs, geometry.block_size, file)?;
             }
             mark => apply(&mut states, mark),

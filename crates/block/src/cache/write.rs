@@ -7,6 +7,7 @@ use super::BlockState::{Dirty, Untouched, Zero, ZeroHeld};
 use super::journal::Mark;
 use super::{Below, Cache, SEGMENT_BLOCKS, STRIPES, apply, index_usize, locked};
 use crate::device::{DeviceError, Room};
+use crate::planted::{Bug, planted};
 use crate::units::{BlockIndex, BlockRange, ByteOffset, ByteRange};
 use crate::zero::is_zero;
 
@@ -81,11 +82,12 @@ impl Cache {
                 .intersect(ByteRange::new(0, self.geometry.size_bytes));
             below(range, &mut bytes[..index_usize(range.len())])?;
         }
+        if planted(Bug::PartBeforeLock) {
+            self.read_rest(block, &mut bytes)?;
+        }
         let _stripe = locked(self.stripe(block));
-        match self.state_of(block) {
-            Untouched => {}
-            Dirty => self.read_dirty(size.offset_of(block), &mut bytes)?,
-            ZeroHeld | Zero => bytes.fill(0),
+        if !planted(Bug::PartBeforeLock) {
+            self.read_rest(block, &mut bytes)?;
         }
         bytes[within..within + data.len()].copy_from_slice(data);
         if is_zero(&bytes) {
@@ -93,6 +95,18 @@ impl Cache {
         } else {
             self.put(one, &bytes)
         }
+    }
+
+    /// A block as it is here. Where it is Untouched, what was read from below stays.
+    fn read_rest(&self, block: BlockIndex, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let at = self.block_size().offset_of(block);
+        match self.state_of(block) {
+            Untouched => {}
+            Dirty => self.read_dirty(at, bytes)?,
+            ZeroHeld if planted(Bug::StaleUnderZero) => self.read_dirty(at, bytes)?,
+            ZeroHeld | Zero => bytes.fill(0),
+        }
+        Ok(())
     }
 
     /// Makes whole blocks read as zeros.
@@ -116,6 +130,9 @@ impl Cache {
     /// Puts the bytes of whole blocks in the file, and marks them. Under their stripe.
     fn put(&self, blocks: BlockRange, bytes: &[u8]) -> Result<(), DeviceError> {
         let size = self.block_size();
+        if planted(Bug::MarkBeforeBytes) {
+            self.mark_dirty(blocks, bytes)?;
+        }
         let put = self
             .file
             .write_at(bytes, size.offset_of(blocks.start).0)

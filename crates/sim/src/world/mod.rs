@@ -16,11 +16,14 @@
 //! files.
 //!
 //! - `operation.rs`: what can happen;  `oracle.rs`: what is promised;  `check.rs`: whether it was kept;
-//! - `explore.rs`: all crashes of one history;  `shrink.rs`: the shortest history that still fails.
+//! - `explore.rs`: all crashes of one history;  `shrink.rs`: the shortest history that still fails;
+//! - `hunt.rs`, with the feature `planted`: how long it takes to find a bug that is known.
 
 mod check;
 mod explore;
 mod host;
+#[cfg(feature = "planted")]
+pub mod hunt;
 pub mod operation;
 mod oracle;
 mod shrink;
@@ -279,6 +282,13 @@ impl World {
             known.flushed();
         }
         Ok(())
+    }
+
+    fn flush_all(&mut self) -> Result<(), String> {
+        let numbers: Vec<_> = self.sessions.keys().copied().collect();
+        numbers
+            .into_iter()
+            .try_for_each(|number| self.flush(number))
     }
 
     fn with(

@@ -63,20 +63,56 @@ pub enum Operation {
     Compact,
 }
 
-/// So many operations that a seed decides.
+/// What a history is made of. What is rare among all operations is often there among few, and meets the same
+/// again.
+struct Taste {
+    /// Has the bit of every fifth of a hundredth of [`one`]'s kinds that is wanted.
+    kinds: u64,
+    /// Most requests begin in one of so many blocks.
+    blocks: usize,
+}
+
+/// So many operations that a seed decides: of all kinds, or of about half of them.
 pub fn history(seed: u64, len: usize) -> Vec<Operation> {
     let mut seeded = Seeded::new(seed);
     let mut sessions = vec![0];
-    (0..len).map(|_| one(&mut seeded, &mut sessions)).collect()
+    let taste = Taste {
+        kinds: [u64::MAX, seeded.up_to(u64::MAX - 1)][seeded.below(2)],
+        blocks: [SIZE_BYTES / BLOCK, 3][seeded.below(2)],
+    };
+    let mut operations: Vec<Operation> = Vec::new();
+    for _ in 0..len {
+        let next = match operations.last().and_then(follows) {
+            Some(next) if seeded.below(2) == 0 => next,
+            _ => one(&mut seeded, &mut sessions, &taste),
+        };
+        operations.push(next);
+    }
+    operations
 }
 
-fn one(seeded: &mut Seeded, sessions: &mut Vec<SessionNumber>) -> Operation {
+/// What is often asked for next: the life of a snapshot has many steps, and chance seldom takes them all.
+fn follows(last: &Operation) -> Option<Operation> {
+    match *last {
+        Operation::Freeze(session) => Some(Operation::Seal(session)),
+        // The oldest, which nobody stands on any more.
+        Operation::Seal(_) => Some(Operation::Remove(0)),
+        Operation::Remove(_) => Some(Operation::Collect),
+        _ => None,
+    }
+}
+
+fn one(seeded: &mut Seeded, sessions: &mut Vec<SessionNumber>, taste: &Taste) -> Operation {
     let mut below = |bound: usize| seeded.below(bound);
-    let kind = below(100);
+    let mut kind = below(100);
+    // A plain write is always wanted.
+    while kind >= 5 && taste.kinds >> (kind / 5) & 1 == 0 {
+        kind = below(100);
+    }
     let session = sessions[below(sessions.len())];
     // Many requests meet in a few blocks; some are not aligned to anything.
     let blocks = SIZE_BYTES / BLOCK;
-    let (block, count) = (below(blocks), 1 + below(3));
+    let (block, count) = (below(taste.blocks), 1 + below(3));
     let (at, len) = match below(3) {
         0 => (block * BLOCK, count * BLOCK),
         1 => (block * BLOCK + below(BLOCK), 1 + below(2 * BLOCK)),

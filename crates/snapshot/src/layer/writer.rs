@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use cowslip_block::files::Dir;
+use cowslip_block::planted::{Bug, planted};
 use cowslip_block::{BlockCount, BlockSize};
 use zstd::bulk::Compressor;
 
@@ -151,8 +152,12 @@ impl LayerWriter {
         self.index.extend(footer.encode());
         self.pending.append(&self.index)?;
         let stored_bytes = self.pending.len();
-        self.pending
-            .commit_new(self.layers.as_ref(), &self.id.to_string())?;
+        let (layers, name) = (self.layers.as_ref(), self.id.to_string());
+        if planted(Bug::HeaderBeforeData) {
+            self.pending.commit_unsynced(layers, &name)?;
+        } else {
+            self.pending.commit_new(layers, &name)?;
+        }
         Ok(LayerSummary {
             id: self.id,
             blocks: footer.blocks,

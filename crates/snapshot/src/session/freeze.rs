@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use cowslip_block::cache::{Cache, Found};
+use cowslip_block::planted::{Bug, planted};
 
 use super::manifest::{CacheEntry, Manifest};
 use super::{Seal, Session, SessionError, locked};
@@ -62,6 +63,16 @@ impl Session {
             fs_aware: options.fs_aware,
         };
         let top_name = format!("cache-{}", old.next_cache);
+        let mut manifest = old.clone();
+        manifest.next_cache += 1;
+        manifest.caches.last_mut().expect("never empty").seal = Some(request);
+        manifest.caches.push(CacheEntry {
+            name: top_name.clone(),
+            seal: None,
+        });
+        if planted(Bug::ListBeforeCache) {
+            drop(manifest.write(&*self.dir));
+        }
         let top = Cache::create(
             Arc::clone(&self.dir),
             &top_name,
@@ -70,13 +81,6 @@ impl Session {
             Arc::clone(&self.health),
         );
         let top = top.map_err(|e| SessionError::io("making a new cache", e))?;
-        let mut manifest = old.clone();
-        manifest.next_cache += 1;
-        manifest.caches.last_mut().expect("never empty").seal = Some(request);
-        manifest.caches.push(CacheEntry {
-            name: top_name.clone(),
-            seal: None,
-        });
         if let Err(error) = self.replace_manifest(&old, manifest) {
             drop(top);
             // Poisoned: the manifest on disk may list it. What stays behind, for that or for want of
@@ -158,9 +162,19 @@ impl Session {
         let old = self.manifest();
         let mut manifest = old.clone();
         let gone: Vec<CacheEntry> = manifest.caches.drain(..count).collect();
-        manifest.base = header.meta().id;
+        if !planted(Bug::SecondGeneration) {
+            manifest.base = header.meta().id;
+        }
         if let Some(request) = gone.last().and_then(|c| c.seal.as_ref()) {
             manifest.base_name = request.name.clone();
+        }
+        let remove = |entry: &CacheEntry| {
+            // Nothing names them: what cannot be removed now is removed at the next start.
+            let size = self.geometry.block_size;
+            drop(Cache::remove(&*self.dir, &entry.name, size));
+        };
+        if planted(Bug::FilesBeforeList) {
+            gone.iter().for_each(remove);
         }
         // The store keeps both bases for as long as it is open which one the manifest names.
         let mut bases = locked(&self.state).bases();
@@ -177,14 +191,7 @@ impl Session {
         self.rebase(header, count);
         drop(one);
         self.let_go();
-        for entry in gone {
-            // Nothing names them: what cannot be removed now is removed at the next start.
-            drop(Cache::remove(
-                &*self.dir,
-                &entry.name,
-                self.geometry.block_size,
-            ));
-        }
+        gone.iter().for_each(remove);
     }
 
     /// A seal that failed loses its name. Where even this cannot be written, the next start tries

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cowslip_block::files::Dir;
+use cowslip_block::planted::{Bug, planted};
 
 use super::directory::take_lock;
 use super::manifest::Manifest;
@@ -102,11 +103,13 @@ impl Session {
 
     /// Tells the store what this session needs.
     pub(super) fn note_bases(&self, headers: Vec<HeaderId>) -> Result<(), StoreError> {
-        self.store.put_session(&SessionRecord {
-            headers: headers.clone(),
-            moved: None,
-            ..self.record.clone()
-        })?;
+        if !planted(Bug::BaseUnnoted) {
+            self.store.put_session(&SessionRecord {
+                headers: headers.clone(),
+                moved: None,
+                ..self.record.clone()
+            })?;
+        }
         locked(&self.state).noted = headers;
         Ok(())
     }
