@@ -8,6 +8,7 @@
 //! | [`journal`] | the journal and the checkpoint of a cache |
 //! | [`nbd`] | all that an NBD client sends |
 //! | [`ext4`] | some blocks of an ext4 file system |
+//! | [`tar`] | an archive of tar |
 //!
 //! `run` must neither panic nor hang nor allocate beyond reason. Checksums would keep a fuzzer at
 //! the door for ever, so a first byte says whether `run` makes them right before it goes in: both
@@ -20,17 +21,19 @@ pub mod input;
 pub mod journal;
 pub mod layer;
 pub mod nbd;
+pub mod tar;
 
 /// A target: its name, its entry, its seeds.
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("header", header::run, header::seeds),
     ("layer", layer::run, layer::seeds),
     ("journal", journal::run, journal::seeds),
     ("nbd", nbd::run, nbd::seeds),
     ("ext4", ext4::run, ext4::seeds),
+    ("tar", tar::run, tar::seeds),
 ];
 
 #[cfg(test)]

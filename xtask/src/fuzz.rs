@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz TARGET [SECONDS]`: one target of `fuzz/` under libFuzzer.
 //!
 //! It goes on from `fuzz/corpus/TARGET` (not in the repository) and begins from `fuzz/seeds/TARGET`
-//! (in it). An input that fails is left in `fuzz/artifacts/TARGET`; the same command with the
+//! (in it), with the words of `fuzz/dictionaries/TARGET.dict`. An input that fails is left in `fuzz/artifacts/TARGET`; the same command with the
 //! file's path in the place of SECONDS runs it again.
 
 use std::process::Command;
@@ -39,6 +39,10 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     command.arg(format!("-timeout={TIMEOUT_SECONDS}"));
     command.arg(format!("-max_len={INPUT_BYTES_MAX}"));
     command.arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"));
+    let words = format!("fuzz/dictionaries/{target}.dict");
+    if root().join(&words).is_file() {
+        command.arg(format!("-dict={words}"));
+    }
     step(&format!("fuzzing {target}"), &mut command)
 }
 

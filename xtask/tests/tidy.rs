@@ -17,12 +17,13 @@ const LINES_MAX: usize = 600;
 const LONGER: [(&str, usize); 0] = [];
 
 /// Which of our crates each may use. `sim` is for tests only.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("cowslip-block", &[]),
     ("cowslip-snapshot", &["cowslip-block"]),
     ("cowslip-nbd", &["cowslip-block"]),
     ("cowslip-fuse", &["cowslip-block"]),
     ("cowslip-ext4", &["cowslip-block"]),
+    ("cowslip-tree", &[]),
     (
         "cowslip",
         &[
@@ -31,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
             "cowslip-nbd",
             "cowslip-fuse",
             "cowslip-ext4",
+            "cowslip-tree",
         ],
     ),
     ("cowslip-sim", &["cowslip-block", "cowslip-snapshot"]),

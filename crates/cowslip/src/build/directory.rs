@@ -13,10 +13,8 @@ use std::path::Path;
 use rustix::fs::{lgetxattr, llistxattr, major, minor};
 use rustix::io::Errno;
 
-use super::content::Content;
-use super::model::{Attributes, Kind, Time, Tree};
-use super::xattrs;
 use crate::failure::Failure;
+use cowslip_tree::{Attributes, Content, Kind, Time, Tree, xattrs};
 
 /// What was left out, to be said.
 pub(crate) type Remarks = Vec<String>;

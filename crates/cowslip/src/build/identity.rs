@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use super::model::{Kind, NodeId, Tree};
+use cowslip_tree::{Kind, NodeId, Tree};
 
 /// The UUID of what this tree becomes, made this way.
 pub(crate) fn uuid_of(tree: &Tree, size_bytes: u64, mkfs_args: &[String]) -> Uuid {
@@ -13,7 +13,7 @@ pub(crate) fn uuid_of(tree: &Tree, size_bytes: u64, mkfs_args: &[String]) -> Uui
     hash.number(size_bytes);
     mkfs_args.iter().for_each(|arg| hash.bytes(arg.as_bytes()));
     let order = tree.in_order();
-    let mut places = vec![0; tree.len()];
+    let mut places = vec![0; tree.node_count()];
     for (place, id) in (0u64..).zip(&order) {
         places[id.0] = place;
     }

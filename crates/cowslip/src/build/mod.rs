@@ -6,36 +6,33 @@
 //! spool -> tar ---------+    (in memory)           +-> inside: mount -> rooted -> --run -----+
 //! ```
 //!
-//! Read in this order: `model`, `content`, `directory`, `spool`, `tar`, `e2fsprogs`, `rootless`, `rooted`, `inside`. What may be
-//! hostile is the archive: it is made into a tree in memory, by rules that stand on top of `model`, and only that tree is ever
+//! Read in this order: `cowslip-tree` (the tree, tar), `directory`, `spool`, `e2fsprogs`, `rootless`, `rooted`, `inside`. What may be
+//! hostile is the archive: it is made into a tree in memory, by rules that stand on top of its `model`, and only that tree is ever
 //! made into files.
 //!
 //! Invariant: the image, and whatever else is only needed for a while, are files without a name: however the process
 //! ends, they are gone.
 
-mod content;
 mod dead_journal;
 mod directory;
 mod e2fsprogs;
 mod identity;
 pub(crate) mod inside;
-pub(crate) mod model;
 mod room;
 mod rooted;
 mod rootless;
 mod spool;
-mod tar;
-mod xattrs;
 
 use std::fs::File;
 use std::path::Path;
 
 use cowslip_ext4::{FileSystem, State};
+use cowslip_tree::Tree;
+use cowslip_tree::tar::{self, ArchiveError};
 use uuid::Uuid;
 
 use self::e2fsprogs::{E2fsprogs, Script};
 use self::inside::Mounted;
-use self::model::Tree;
 use crate::failure::Failure;
 use crate::profile::Settings;
 
@@ -102,8 +99,14 @@ pub(crate) fn read(
     let archive = spool::archive(source, room, max, &mut |done| {
         progress(Step::Unpacking, done, 0)
     })?;
-    tar::read(&archive, source, &mut tree, size_bytes, &mut |done| {
+    tar::read(&archive, &mut tree, size_bytes, &mut |done| {
         progress(Step::Unpacking, done, 0)
+    })
+    .map_err(|error| match error {
+        ArchiveError::Io(e) => Failure::file(source, &e),
+        refused @ ArchiveError::Refused { .. } => {
+            Failure::failed(format!("{}: {refused}", source.display()))
+        }
     })?;
     Ok((tree, Vec::new()))
 }

@@ -2,9 +2,9 @@
 
 use cowslip_ext4::Superblock;
 
-use super::model::{Kind, Tree};
 use crate::failure::Failure;
 use crate::report::bytes;
+use cowslip_tree::{Kind, Tree};
 
 /// What every inode can hold of a symbolic link.
 const LINK_IN_INODE: usize = 59;

@@ -15,17 +15,16 @@ use rustix::fs::{
     chmodat, chownat, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, utimensat,
 };
 
-use super::content::Content;
-use super::model::{Kind, Node, NodeId, ROOT, Tree};
 use crate::failure::Failure;
 use crate::report::plain;
+use cowslip_tree::{Content, Kind, Node, NodeId, ROOT, Tree};
 
 /// Makes the tree in an empty directory; `progress` is told how many bytes of contents are done.
 pub(crate) fn fill(root: &File, tree: &Tree, progress: &mut dyn FnMut(u64)) -> Result<(), Failure> {
     let mut filler = Filler {
         root: root.as_fd(),
         tree,
-        first: vec![None; tree.len()],
+        first: vec![None; tree.node_count()],
         at: PathBuf::new(),
         done: 0,
         progress,

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use cowslip_ext4::{Ext4Error, FileSystem, State};
 
 use super::e2fsprogs::{E2fsprogs, Script};
-use super::model::{Kind, Node, NodeId, ROOT, Time, Tree};
 use crate::failure::Failure;
 use crate::report::plain;
+use cowslip_tree::{Kind, Node, NodeId, ROOT, Time, Tree};
 
 /// The inode of the root directory.
 const ROOT_INODE: u32 = 2;
@@ -38,7 +38,7 @@ pub(crate) fn fill(
         tree,
         script: Script::default(),
         at: Vec::new(),
-        made: vec![false; tree.len()],
+        made: vec![false; tree.node_count()],
         done: 0,
         progress,
     };
@@ -172,7 +172,7 @@ struct Made<'t> {
 
 /// All names of a directory must be there, but for further names of a file, and no others.
 fn made<'t>(fs: &FileSystem<'_>, tree: &'t Tree) -> Result<Made<'t>, Failure> {
-    let mut numbers = vec![0; tree.len()];
+    let mut numbers = vec![0; tree.node_count()];
     numbers[ROOT.0] = ROOT_INODE;
     let mut further = Vec::new();
     let order = tree.in_order();

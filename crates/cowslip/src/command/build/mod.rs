@@ -18,11 +18,11 @@ use super::Context;
 use super::import::{Wanted, store_raw};
 use super::kernel_args::built_with;
 use crate::args::Build;
-use crate::build::model::Counts;
 use crate::build::{self, Image, Plan, Step, inside, path_of};
 use crate::failure::Failure;
 use crate::profile::{self, Settings};
 use crate::report::{Info, Unit, advance, bytes, count};
+use cowslip_tree::Counts;
 
 /// What was built. Its field names are a contract.
 #[derive(Serialize)]

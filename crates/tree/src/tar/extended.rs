@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use super::acl;
 use super::header::Span;
-use crate::build::model::Time;
-use crate::build::xattrs;
+use crate::model::Time;
+use crate::xattrs;
 
 /// What is not said stands in the header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,18 @@ impl Extended {
             records = rest;
         }
         Ok(())
+    }
+
+    /// May it be said for all files that follow? Attributes and pieces are one file's alone; kept for each, a short archive
+    /// would take any amount of memory.
+    ///
+    /// # Errors
+    /// Where it may not.
+    pub(super) fn check_for_all(&self) -> Result<(), String> {
+        match self.xattrs.is_empty() && self.sparse == Sparse::default() {
+            true => Ok(()),
+            false => Err("attributes or pieces that are said for all files".into()),
+        }
     }
 
     fn say(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {

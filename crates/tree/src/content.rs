@@ -16,47 +16,58 @@ const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Bytes that lie in the file at `at`, and in the source at `from`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) at: u64,
-    pub(crate) from: u64,
-    pub(crate) len: u64,
+pub struct Piece {
+    /// In the file.
+    pub at: u64,
+    /// In the source.
+    pub from: u64,
+    /// How many.
+    pub len: u64,
 }
 
 /// The bytes of a file.
 #[derive(Debug)]
-pub(crate) enum Content {
+pub enum Content {
     /// A file of its own, so long when it was looked at.
     Path {
+        /// Where.
         path: PathBuf,
+        /// How long.
         size_bytes: u64,
+        /// How much room it took.
         allocated_bytes: u64,
     },
     /// In an archive; the pieces are in order and end within the size.
     Pieces {
+        /// Which.
         archive: Arc<File>,
+        /// How long the file is.
         size_bytes: u64,
+        /// What of it is no hole.
         pieces: Vec<Piece>,
     },
 }
 
 /// A file whose content is ready to be read.
-pub(crate) struct Opened {
-    pub(crate) file: Arc<File>,
+pub struct Opened {
+    /// Where its bytes lie.
+    pub file: Arc<File>,
     /// The file is the content, byte for byte; else the pieces say what is.
-    pub(crate) is_whole: bool,
+    pub is_whole: bool,
     pieces: Vec<Piece>,
     size_bytes: u64,
 }
 
 impl Content {
-    pub(crate) fn size_bytes(&self) -> u64 {
+    /// How long it is, holes included.
+    pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Path { size_bytes, .. } | Self::Pieces { size_bytes, .. } => *size_bytes,
         }
     }
 
     /// How many bytes of it are not holes, most likely.
-    pub(crate) fn data_bytes(&self) -> u64 {
+    pub fn data_bytes(&self) -> u64 {
         match self {
             Self::Path {
                 size_bytes,
@@ -67,9 +78,11 @@ impl Content {
         }
     }
 
+    /// Makes it ready to be read.
+    ///
     /// # Errors
     /// Where it cannot be opened, or is not what it was.
-    pub(crate) fn open(&self) -> io::Result<Opened> {
+    pub fn open(&self) -> io::Result<Opened> {
         match self {
             Self::Path {
                 path, size_bytes, ..
@@ -103,7 +116,10 @@ impl Content {
 
 impl Opened {
     /// Writes it to an empty file, holes as holes.
-    pub(crate) fn copy_to(&self, out: &File) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The system's own, of either file.
+    pub fn copy_to(&self, out: &File) -> io::Result<()> {
         let mut buf = Vec::new();
         for piece in &self.pieces {
             let mut done = 0;

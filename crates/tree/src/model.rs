@@ -18,7 +18,7 @@
 
 use std::collections::BTreeMap;
 
-use super::content::Content;
+use crate::content::Content;
 
 /// Of ext4, and of Linux.
 const NAME_BYTES_MAX: usize = 255;
@@ -27,47 +27,60 @@ const DEPTH_MAX: usize = 256;
 
 /// A node's place in the tree's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct NodeId(pub(crate) usize);
+pub struct NodeId(pub usize);
 
 /// The root directory.
-pub(crate) const ROOT: NodeId = NodeId(0);
+pub const ROOT: NodeId = NodeId(0);
 
 /// A point in time: seconds since 1970, which may be before that, and nanoseconds after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Time {
-    pub(crate) seconds: i64,
-    pub(crate) nanoseconds: u32,
+pub struct Time {
+    /// Since 1970.
+    pub seconds: i64,
+    /// After that second.
+    pub nanoseconds: u32,
 }
 
 /// What every kind of file has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+pub struct Attributes {
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
     /// Permissions, set-id bits and the sticky bit.
-    pub(crate) mode: u16,
-    pub(crate) modified: Time,
-    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub mode: u16,
+    /// When its content was last changed.
+    pub modified: Time,
+    /// Extended attributes, by their whole names.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// What a file is.
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// What is in it, by name.
     Directory(BTreeMap<Vec<u8>, NodeId>),
+    /// A regular file.
     File(Content),
     /// With what it says, whatever that is.
     Symlink(Vec<u8>),
+    /// A device's number, and whether it is one of blocks or of characters.
     Device {
+        /// Of blocks.
         block: bool,
+        /// The driver's number.
         major: u32,
+        /// The device's.
         minor: u32,
     },
+    /// A pipe with a name.
     Fifo,
 }
 
 impl Kind {
     /// The bits of an inode's mode that say the kind.
-    pub(crate) fn mode_bits(&self) -> u16 {
+    pub fn mode_bits(&self) -> u16 {
         match self {
             Self::Directory(_) => 0o040_000,
             Self::File(_) => 0o100_000,
@@ -85,36 +98,42 @@ impl Kind {
 
 /// One file, of whatever kind.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) attributes: Attributes,
-    pub(crate) kind: Kind,
-    pub(crate) links: u32,
+pub struct Node {
+    /// What every kind has.
+    pub attributes: Attributes,
+    /// What it is.
+    pub kind: Kind,
+    /// How many names it has.
+    pub links: u32,
 }
 
 /// All of it.
 #[derive(Debug)]
-pub(crate) struct Tree {
+pub struct Tree {
     nodes: Vec<Node>,
     nodes_max: usize,
 }
 
 /// How many of what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// Names, hard links counted each.
-    pub(crate) names: u64,
-    pub(crate) directories: u64,
-    pub(crate) files: u64,
-    pub(crate) symlinks: u64,
+    pub names: u64,
+    /// The root is one.
+    pub directories: u64,
+    /// Regular ones.
+    pub files: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
     /// Devices and FIFOs.
-    pub(crate) special: u64,
+    pub special: u64,
     /// The lengths of the files, each once.
-    pub(crate) content_bytes: u64,
+    pub content_bytes: u64,
 }
 
 impl Tree {
     /// An empty root directory. More than `nodes_max` files are refused.
-    pub(crate) fn new(nodes_max: usize) -> Self {
+    pub fn new(nodes_max: usize) -> Self {
         let root = Node {
             attributes: implied(),
             kind: Kind::Directory(BTreeMap::new()),
@@ -126,21 +145,23 @@ impl Tree {
         }
     }
 
-    pub(crate) fn node(&self, id: NodeId) -> &Node {
+    /// The file of this number, which is one of this tree's.
+    pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0]
     }
 
-    pub(crate) fn is_directory(&self, id: NodeId) -> bool {
+    /// Is that one a directory?
+    pub fn is_directory(&self, id: NodeId) -> bool {
         self.nodes[id.0].kind.is_directory()
     }
 
     /// How many nodes there are, those included that have no name any more.
-    pub(crate) fn len(&self) -> usize {
+    pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
     /// What is in a directory, in the order of the names' bytes; nothing in what is none.
-    pub(crate) fn entries(&self, id: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
+    pub fn entries(&self, id: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
         let entries = match &self.nodes[id.0].kind {
             Kind::Directory(entries) => Some(entries),
             _ => None,
@@ -153,7 +174,7 @@ impl Tree {
     ///
     /// # Errors
     /// Why the name, or the file under it, cannot be: see the top of the file.
-    pub(crate) fn insert(
+    pub fn insert(
         &mut self,
         name: &[u8],
         attributes: Attributes,
@@ -180,7 +201,7 @@ impl Tree {
     ///
     /// # Errors
     /// As [`Tree::insert`]; where there is no such file, or it is a directory.
-    pub(crate) fn link(&mut self, name: &[u8], target: &[u8]) -> Result<(), String> {
+    pub fn link(&mut self, name: &[u8], target: &[u8]) -> Result<(), String> {
         let shown = || String::from_utf8_lossy(target).escape_debug().to_string();
         let target_parts = parts(target).map_err(|why| format!("a link to {}: {why}", shown()))?;
         let found = self.find(&target_parts);
@@ -205,7 +226,7 @@ impl Tree {
     }
 
     /// Counts what has a name.
-    pub(crate) fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for node in self.nodes.iter().filter(|node| node.links > 0) {
             counts.names += u64::from(node.links);
@@ -213,7 +234,9 @@ impl Tree {
                 Kind::Directory(_) => counts.directories += 1,
                 Kind::File(content) => {
                     counts.files += 1;
-                    counts.content_bytes += content.size_bytes();
+                    let bytes = content.size_bytes();
+                    // Holes cost an archive nothing.
+                    counts.content_bytes = counts.content_bytes.saturating_add(bytes);
                 }
                 Kind::Symlink(_) => counts.symlinks += 1,
                 Kind::Device { .. } | Kind::Fifo => counts.special += 1,
@@ -223,7 +246,7 @@ impl Tree {
     }
 
     /// All nodes that have a name, each once: parents before what is in them, and in the order of names.
-    pub(crate) fn in_order(&self) -> Vec<NodeId> {
+    pub fn in_order(&self) -> Vec<NodeId> {
         let mut seen = vec![false; self.nodes.len()];
         let mut order = Vec::new();
         let mut todo = vec![ROOT];

@@ -16,33 +16,55 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use self::extended::{Extended, decimal};
 use self::header::{BLOCK_BYTES, Header, Span, more_sparse};
-use super::content::{Content, Piece};
-use super::model::{Attributes, Kind, Time, Tree};
-use crate::failure::Failure;
-use crate::report::plain;
+use crate::content::{Content, Piece};
+use crate::model::{Attributes, Kind, Time, Tree};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Of one header of extended records, or one long name.
 const RECORDS_BYTES_MAX: u64 = 1 << 20;
 
+/// Why an archive was not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The system's own.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What it says cannot be. The name is what the archive has, any bytes.
+    #[error("{}{why} (at byte {at})", shown(name))]
+    Refused {
+        /// Of the file that was being read, if there was one.
+        name: Vec<u8>,
+        /// Why.
+        why: String,
+        /// Where in the archive the header began.
+        at: u64,
+    },
+}
+
+/// A name without what a terminal would act on, before a message.
+fn shown(name: &[u8]) -> String {
+    match name {
+        [] => String::new(),
+        name => format!("{}: ", String::from_utf8_lossy(name).escape_debug()),
+    }
+}
+
 /// Reads the whole archive. A file that is longer than `size_max` is refused. `progress` is told how many bytes
 /// of the archive are done.
-pub(crate) fn read(
+///
+/// # Errors
+/// [`ArchiveError`], with the place; what was read until then is in the tree.
+pub fn read(
     archive: &Arc<File>,
-    shown: &Path,
     tree: &mut Tree,
     size_max: u64,
     progress: &mut dyn FnMut(u64),
-) -> Result<(), Failure> {
-    let end = archive
-        .metadata()
-        .map_err(|e| Failure::file(shown, &e))?
-        .len();
+) -> Result<(), ArchiveError> {
+    let end = archive.metadata()?.len();
     let mut reader = Reader {
         archive,
         at: 0,
@@ -53,21 +75,13 @@ pub(crate) fn read(
         name: Vec::new(),
     };
     loop {
-        let start = reader.at;
+        let at = reader.at;
         match reader.next(tree) {
             Ok(true) => progress(reader.at),
             Ok(false) => return Ok(()),
             Err(why) => {
-                let name = plain(&String::from_utf8_lossy(&reader.name));
-                let who = if name.is_empty() {
-                    String::new()
-                } else {
-                    format!("{name}: ")
-                };
-                let shown = shown.display();
-                return Err(Failure::failed(format!(
-                    "{shown}: {who}{why} (at byte {start})"
-                )));
+                let name = reader.name;
+                return Err(ArchiveError::Refused { name, why, at });
             }
         }
     }
@@ -102,6 +116,7 @@ impl Reader<'_> {
             b'g' => {
                 let records = self.records(header.size()?)?;
                 self.global.add(&records)?;
+                self.global.check_for_all()?;
                 self.local = self.global.clone();
             }
             b'L' => self.local.name = Some(self.long_name(header.size()?)?),
@@ -194,11 +209,10 @@ impl Reader<'_> {
             (vec![(0, stored)], stored, self.data(stored)?)
         };
         if size > self.size_max {
-            let (size, max) = (
-                crate::report::bytes(size),
-                crate::report::bytes(self.size_max),
-            );
-            return Err(format!("it is {size} long, more than the image, {max}"));
+            let max = self.size_max;
+            return Err(format!(
+                "it is {size} bytes long, more than the image, {max}"
+            ));
         }
         Ok(Content::Pieces {
             archive: Arc::clone(self.archive),
@@ -345,7 +359,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::build::model::ROOT;
+    use crate::model::ROOT;
 
     /// A header and its data, filled up; `real` makes it sparse in the old way.
     fn entry(name: &[u8], kind: u8, data: &[u8], real: Option<u64>) -> Vec<u8> {
@@ -387,14 +401,8 @@ mod tests {
         let mut archive = tempfile::tempfile().unwrap();
         archive.write_all(bytes).unwrap();
         let mut tree = Tree::new(100);
-        let read = read(
-            &Arc::new(archive),
-            Path::new("a.tar"),
-            &mut tree,
-            1 << 20,
-            &mut |_| {},
-        );
-        read.map(|()| tree).map_err(|failure| failure.message)
+        let read = read(&Arc::new(archive), &mut tree, 1 << 20, &mut |_| {});
+        read.map(|()| tree).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -420,6 +428,37 @@ mod tests {
         ];
         assert_eq!(pieces, wanted);
         assert_eq!(tree.counts().directories, 3);
+    }
+
+    /// A list of a megabyte for each of a million files that take 512 bytes each: what is said for all of them is not kept
+    /// for each.
+    #[test]
+    fn what_only_one_file_can_have_is_not_said_for_all() {
+        let record = |text: &str| {
+            let len = (1..)
+                .find(|n| text.len() + n.to_string().len() == *n)
+                .unwrap();
+            format!("{len}{text}").into_bytes()
+        };
+        for (text, bad) in [
+            (" comment=fine\n", false),
+            (" uid=7\n", false),
+            (" SCHILY.xattr.user.x=large\n", true),
+            (
+                " SCHILY.acl.access=user::rw-,user:7:rwx,group::r--,mask::rwx,other::r--\n",
+                true,
+            ),
+            (" GNU.sparse.map=0,1\n", true),
+            (" GNU.sparse.name=x\n", true),
+        ] {
+            let all = [
+                entry(b"g", b'g', &record(text), None),
+                entry(b"file", b'0', b"abc", None),
+                vec![0; 2 * BLOCK_BYTES],
+            ];
+            let read = read_bytes(&all.concat());
+            assert_eq!(read.is_err(), bad, "{text:?}: {read:?}");
+        }
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! Which extended attributes a file in ext4 can have, and how large they are at most.
 
 /// Of Linux.
-pub(crate) const LIST_BYTES_MAX: usize = 65_536;
+pub const LIST_BYTES_MAX: usize = 65_536;
 /// Of Linux.
-pub(crate) const VALUE_BYTES_MAX: usize = 65_536;
+pub const VALUE_BYTES_MAX: usize = 65_536;
 
 const SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// Can ext4 have an attribute of this name? What is not plain text in one line is not taken for a name.
-pub(crate) fn is_known(name: &[u8]) -> bool {
+pub fn is_known(name: &[u8]) -> bool {
     let in_space = SPACES
         .iter()
         .any(|space| name.starts_with(space) && name.len() > space.len());
