@@ -40,7 +40,7 @@ const COMMANDS: &str = "\
 cargo xtask test [--no-install]         all that must pass: format, lints, docs, tests; installs what they need
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
-cargo xtask fuzz TARGET [SECONDS]       header, layer, journal or nbd, for a minute unless told otherwise
+cargo xtask fuzz TARGET [SECONDS]       header, layer, journal, nbd, ext4 or tar, a minute unless told otherwise
 cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
 cargo xtask crashes --planted           the checker is checked: each bug that is planted has to be found; --seed N, --seconds-each N, --json
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
