@@ -1,0 +1,6 @@
+//! Every limit of this crate: what a virtual machine monitor may say, and how much of it is kept.
+
+/// The longest handshake, in bytes. Firecracker's is some 150 bytes a region.
+pub const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
+/// Regions of one guest: Firecracker has one below the device hole of its architecture, one above it, and one for each plugged memory device.
+pub const REGIONS_MAX: usize = 128;
