@@ -4,3 +4,4 @@ pub mod handshake;
 pub mod limits;
 pub mod page;
 pub mod regions;
+pub mod sys;
