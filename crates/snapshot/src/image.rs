@@ -3,16 +3,27 @@
 //! Every frame is verified once, when it is decoded, and shared with all other images of the
 //! store. A damaged node or frame fails the reads that need it, and no others.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use cowslip_block::{BlockCount, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink};
+use cowslip_block::{
+    BlockCount, BlockRange, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink,
+};
 
 use crate::error::{ObjectError, StoreError};
 use crate::header::{Header, MapRun, Target};
 use crate::ids::LayerId;
 use crate::layer::blocks_per_frame;
 use crate::store::{Store, layer_name};
+
+/// Bytes of an image where they lie: nothing is copied.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// Zeros, so many.
+    Zeros(u64),
+    /// A part of a decoded frame.
+    Stored(Arc<[u8]>, Range<usize>),
+}
 
 /// A read-only device.
 #[derive(Debug)]
@@ -35,6 +46,51 @@ impl Image {
     /// Where it lives.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// The first blocks of a run of this image's map, as many as lie in one frame; all of them where they are zeros. Reads the frame if need be.
+    ///
+    /// # Errors
+    /// Where it cannot be had. Damage is said, once.
+    pub fn piece(&self, run: MapRun) -> Result<Piece, DeviceError> {
+        let read = self.piece_in(run, |id, n| {
+            self.store.frame(id, n, self.header.block_size()).map(Some)
+        });
+        let piece = read.map_err(|e| self.failed(e))?;
+        Ok(piece.expect("a frame that is read is there"))
+    }
+
+    /// The same, if it is at hand: no file is read.
+    pub fn piece_at_hand(&self, run: MapRun) -> Option<Piece> {
+        let at_hand = |id, n| Ok(self.store.frame_at_hand(id, n));
+        // What is wrong is said by who reads it.
+        self.piece_in(run, at_hand).ok()?
+    }
+
+    fn piece_in(
+        &self,
+        run: MapRun,
+        frame: impl FnOnce(LayerId, u64) -> Result<Option<Arc<[u8]>>, StoreError>,
+    ) -> Result<Option<Piece>, StoreError> {
+        let size = self.header.block_size();
+        let Target::Layer { id, at } = run.to else {
+            return Ok(Some(Piece::Zeros(size.bytes_of(run.blocks).len())));
+        };
+        let per_frame = blocks_per_frame(size);
+        let (n, skip) = (at / per_frame, at % per_frame);
+        let count = (per_frame - skip).min(run.blocks.count().0);
+        let Some(frame) = frame(id, n)? else {
+            return Ok(None);
+        };
+        let bytes = size.bytes_of(BlockRange::new(skip, skip + count));
+        let within = |at: ByteOffset| usize::try_from(at.0).ok().filter(|at| *at <= frame.len());
+        match (within(bytes.start), within(bytes.end)) {
+            (Some(start), Some(end)) => Ok(Some(Piece::Stored(frame, start..end))),
+            _ => {
+                let why = format!("the layer ends before {bytes}");
+                Err(ObjectError::damaged(format!("frame {n}"), why).of(layer_name(id)))
+            }
+        }
     }
 
     /// Damage is said, once, and fails the request.

@@ -202,6 +202,11 @@ impl Store {
         read.inspect_err(|_| drop(self.open_layers.remove(&id)))
     }
 
+    /// The same, if it is in the cache.
+    pub(crate) fn frame_at_hand(&self, id: LayerId, frame: u64) -> Option<Arc<[u8]>> {
+        self.frames.get(&(id, frame))
+    }
+
     /// From now on damage that reads of images come by is said to `say`, once for each object and place.
     /// The first one that asks for it gets it.
     pub fn on_damage(&self, say: impl Fn(&str) + Send + Sync + 'static) {

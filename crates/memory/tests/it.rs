@@ -1,0 +1,15 @@
+//! Guests in processes of their own, whose memory is served.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails"
+)]
+
+#[path = "it/child.rs"]
+mod child;
+#[path = "it/races.rs"]
+mod races;
+#[path = "it/rig.rs"]
+mod rig;
+#[path = "it/sys.rs"]
+mod sys;

@@ -1,0 +1,119 @@
+//! The guest: this binary again, as a process of its own that owns the memory, hands it over as Firecracker does, and does what it is told on
+//! threads that it is told.
+//!
+//! A line is `THREAD VERB ARGUMENTS`; when it is done, `THREAD RESULT` is the answer. A thread that stops at a page answers when it goes on.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use cowslip_memory::sys::{
+    UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_HUGETLBFS, UFFD_FEATURE_WP_ASYNC,
+    UFFDIO_REGISTER_MODE_MISSING, Uffd,
+};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::sys::Memory;
+
+const SOCKETS: &str = "COWSLIP_TEST_GUEST_SOCKETS";
+const SHAPE: &str = "COWSLIP_TEST_GUEST_SHAPE";
+
+/// Starts one that connects to `memory.sock` and `control.sock` there.
+pub(crate) fn start(dir: &Path, pages: usize, huge: bool, is_async: bool) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child::the_guest", "--nocapture"]);
+    command.env(SOCKETS, dir);
+    command.env(SHAPE, format!("{pages} {huge} {is_async}"));
+    command.stdout(Stdio::null()).stdin(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn the_guest() {
+    let Some(dir) = std::env::var_os(SOCKETS) else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    let shape = std::env::var(SHAPE).unwrap();
+    let shape: Vec<_> = shape.split(' ').collect();
+    let (pages, huge, is_async): (usize, bool, bool) = (
+        shape[0].parse().unwrap(),
+        shape[1].parse().unwrap(),
+        shape[2].parse().unwrap(),
+    );
+    let page = if huge { 2 << 20 } else { 4096 };
+    let memory = Arc::new(Memory::new(pages * page, huge).unwrap());
+    let mut features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_HUGETLBFS;
+    if is_async {
+        features |= UFFD_FEATURE_WP_ASYNC;
+    }
+    let uffd = Uffd::open(u64::from(features)).unwrap();
+    let addresses = memory.addresses();
+    uffd.register(addresses.clone(), UFFDIO_REGISTER_MODE_MISSING)
+        .unwrap();
+    let text = format!(
+        r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":{page},"page_size_kib":{page}}}]"#,
+        addresses.start,
+        pages * page
+    );
+    let handed = UnixStream::connect(dir.join("memory.sock")).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [uffd.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    sendmsg(
+        &handed,
+        &[IoSlice::new(text.as_bytes())],
+        &mut ancillary,
+        SendFlags::empty(),
+    )
+    .unwrap();
+    drop(uffd);
+    obey(&memory, page, dir);
+}
+
+fn obey(memory: &Arc<Memory>, page: usize, dir: &Path) {
+    let control = UnixStream::connect(dir.join("control.sock")).unwrap();
+    let answers = Arc::new(Mutex::new(control.try_clone().unwrap()));
+    let mut threads: HashMap<String, Sender<String>> = HashMap::new();
+    for line in BufReader::new(control).lines() {
+        let line = line.unwrap();
+        let (thread, order) = line.split_once(' ').unwrap();
+        let orders = threads.entry(thread.to_owned()).or_insert_with(|| {
+            let (orders, receiver) = channel::<String>();
+            let (memory, answers, name) =
+                (Arc::clone(memory), Arc::clone(&answers), thread.to_owned());
+            std::thread::spawn(move || {
+                for order in receiver {
+                    let done = act(&memory, page, &order);
+                    writeln!(answers.lock().unwrap(), "{name} {done}").unwrap();
+                }
+            });
+            orders
+        });
+        orders.send(order.to_owned()).unwrap();
+    }
+}
+
+fn act(memory: &Memory, page: usize, order: &str) -> String {
+    let words: Vec<_> = order.split(' ').collect();
+    let number = |i: usize| words[i].parse::<usize>().unwrap();
+    match words[0] {
+        "read" => memory.read(number(1) * page).to_string(),
+        "write" => {
+            memory.write(number(1) * page, u8::try_from(number(2)).unwrap());
+            "written".into()
+        }
+        "remove" => {
+            memory.give_back(number(1) * page..number(2) * page);
+            "removed".into()
+        }
+        other => panic!("what is {other}?"),
+    }
+}

@@ -1,0 +1,75 @@
+//! A guest's memory as the guest has it: mapped, touched byte by byte, given back. All unsafe code of these tests.
+#![allow(unsafe_code, reason = "memory that another process fills is no slice")]
+
+use std::ops::Range;
+use std::ptr;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// Private and anonymous, as Firecracker's.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: it is used by atomic accesses only, and outlives all threads that use it.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Of so many bytes; in pages of 2 MiB if they are `huge`: nothing where the system has none to give.
+    pub(crate) fn new(len: usize, huge: bool) -> Option<Self> {
+        let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        if huge {
+            flags |= MapFlags::HUGETLB | MapFlags::HUGE_2MB;
+        }
+        // SAFETY: the kernel chooses a place that nothing else has.
+        let at = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+            )
+        };
+        let at = at.ok()?.cast();
+        Some(Self { at, len })
+    }
+
+    pub(crate) fn addresses(&self) -> Range<u64> {
+        let start = self.at.expose_provenance() as u64;
+        start..start + self.len as u64
+    }
+
+    fn byte(&self, at: usize) -> *mut u8 {
+        assert!(at < self.len);
+        // SAFETY: it lies within the mapping.
+        unsafe { self.at.add(at) }
+    }
+
+    pub(crate) fn read(&self, at: usize) -> u8 {
+        // SAFETY: the byte is mapped; what else writes it is a race that the test means.
+        unsafe { self.byte(at).read_volatile() }
+    }
+
+    pub(crate) fn write(&self, at: usize, value: u8) {
+        // SAFETY: as above.
+        unsafe { self.byte(at).write_volatile(value) }
+    }
+
+    pub(crate) fn give_back(&self, range: Range<usize>) {
+        let at = self.byte(range.start).cast();
+        assert!(range.end <= self.len);
+        // SAFETY: the range lies within the mapping, and nobody holds a reference into it.
+        unsafe { madvise(at, range.len(), Advice::LinuxDontNeed) }.unwrap();
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses it any more.
+        unsafe { munmap(self.at.cast(), self.len) }.unwrap();
+    }
+}
