@@ -54,6 +54,18 @@ pub struct Claim {
     event: PageEvent,
 }
 
+impl Claim {
+    /// Which page.
+    pub fn page(&self) -> BlockIndex {
+        self.page
+    }
+
+    /// What it was claimed for.
+    pub fn event(&self) -> PageEvent {
+        self.event
+    }
+}
+
 /// Why a guest cannot be served any further.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -69,10 +81,10 @@ pub enum GuestError {
     #[error("a fault at {0:#x}, which lies in no region")]
     Outside(u64),
     /// The snapshot's bytes cannot be had.
-    #[error("page {} cannot be had", .page.0)]
+    #[error("page {} cannot be had", .claim.page.0)]
     Bytes {
-        /// Which.
-        page: BlockIndex,
+        /// Which; the claim is given up.
+        claim: Claim,
         /// Why.
         source: DeviceError,
     },
@@ -149,6 +161,11 @@ impl Guest {
     /// Its userfaultfd, to be waited for.
     pub fn uffd(&self) -> &Uffd {
         &self.uffd
+    }
+
+    /// How its writes are noticed.
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
     }
 
     /// Its memory's places.
@@ -266,7 +283,7 @@ impl Guest {
             Ok(bytes) => self.put(claim, &bytes),
             Err(source) => {
                 self.locked().claimed.remove(&page);
-                Err(GuestError::Bytes { page, source })
+                Err(GuestError::Bytes { claim, source })
             }
         }
     }

@@ -4,14 +4,18 @@
 //! handshake  the monitor's regions and userfaultfd, checked
 //! guest      faults -> page (the table) -> install; removals exclude installs
 //! source     the snapshot's map and frames, shared by all guests of it
+//! server     guests without number: one thread for what is at hand, a pool in turns for what is not
 //! ```
 //!
-//! Read in this order: [`page`], [`regions`], [`handshake`], [`source`], [`guest`]; [`sys`] is the kernel.
+//! Read in this order: [`page`], [`regions`], [`handshake`], [`source`], [`guest`], [`live`], [`server`]; [`sys`] is the kernel.
 
 pub mod guest;
 pub mod handshake;
 pub mod limits;
+pub mod live;
 pub mod page;
+mod pool;
 pub mod regions;
+pub mod server;
 pub mod source;
 pub mod sys;

@@ -4,3 +4,7 @@
 pub const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
 /// Regions of one guest: Firecracker has one below the device hole of its architecture, one above it, and one for each plugged memory device.
 pub const REGIONS_MAX: usize = 128;
+/// Guests of one server.
+pub const GUESTS_MAX: usize = 16_384;
+/// Handshakes that go on at the same time: each is a thread, for a moment.
+pub const HANDSHAKES_MAX: usize = 64;

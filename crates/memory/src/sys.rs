@@ -406,6 +406,33 @@ pub fn scan(
     Ok((count.min(found.len()), arg.walk_end))
 }
 
+/// Are writes to these addresses, which are registered for write protection, noted by the kernel, without a fault?
+///
+/// # Errors
+/// As [`scan`].
+pub fn is_async(pagemap: BorrowedFd<'_>, addresses: Range<u64>) -> Result<bool, Errno> {
+    let mut arg = pm_scan_arg {
+        size: size_of::<pm_scan_arg>() as u64,
+        flags: u64::from(PM_SCAN_CHECK_WPASYNC),
+        start: addresses.start,
+        end: addresses.end,
+        walk_end: 0,
+        vec: 0,
+        vec_len: 0,
+        max_pages: 0,
+        category_inverted: 0,
+        category_mask: 0,
+        category_anyof_mask: 0,
+        return_mask: 0,
+    };
+    // SAFETY: PAGEMAP_SCAN reads and writes one `pm_scan_arg`; with nothing to tell, it writes nothing else.
+    match unsafe { ioctl(pagemap, ScanRequest(&mut arg)) } {
+        Ok(_) => Ok(true),
+        Err(Errno::PERM) => Ok(false),
+        Err(why) => Err(why),
+    }
+}
+
 struct ScanRequest<'a>(&'a mut pm_scan_arg);
 
 // SAFETY: the argument is the structure that the request takes; what is returned is a number.

@@ -11,5 +11,7 @@ mod child;
 mod races;
 #[path = "it/rig.rs"]
 mod rig;
+#[path = "it/served.rs"]
+mod served;
 #[path = "it/sys.rs"]
 mod sys;

@@ -62,6 +62,7 @@ fn the_guest() {
         addresses.start,
         pages * page
     );
+    let control = UnixStream::connect(dir.join("control.sock")).unwrap();
     let handed = UnixStream::connect(dir.join("memory.sock")).unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -75,11 +76,10 @@ fn the_guest() {
     )
     .unwrap();
     drop(uffd);
-    obey(&memory, page, dir);
+    obey(&memory, page, control);
 }
 
-fn obey(memory: &Arc<Memory>, page: usize, dir: &Path) {
-    let control = UnixStream::connect(dir.join("control.sock")).unwrap();
+fn obey(memory: &Arc<Memory>, page: usize, control: UnixStream) {
     let answers = Arc::new(Mutex::new(control.try_clone().unwrap()));
     let mut threads: HashMap<String, Sender<String>> = HashMap::new();
     for line in BufReader::new(control).lines() {

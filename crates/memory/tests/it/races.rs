@@ -62,6 +62,35 @@ fn pages_are_served_and_what_is_written_is_known() {
 }
 
 #[test]
+fn pages_of_two_mebibytes() {
+    let test = "pages_of_two_mebibytes";
+    let _lent = crate::rig::HugePages::lent(12);
+    for tracking in [Tracking::Sync, Tracking::Async] {
+        let Some(mut rig) = Rig::new(test, 5, true, tracking) else {
+            return;
+        };
+        for page in [0, 1, 3] {
+            assert_eq!(
+                rig.one(&format!("a read {page}")),
+                format!("a {}", image_byte(page))
+            );
+        }
+        assert_eq!(
+            (rig.state(1), rig.state(3)),
+            (PageState::Clean, PageState::Zero)
+        );
+        assert_eq!((rig.kernel(1), rig.kernel(3)), (CLEAN, CLEAN));
+        assert_eq!(rig.one("a write 2 9"), "a written");
+        assert_eq!((rig.state(2), rig.kernel(2)), (PageState::Dirty, WRITTEN));
+        rig.begin("a remove 1 2");
+        rig.read_event();
+        assert_eq!(rig.answer(), "a removed");
+        assert_eq!(rig.one("a read 1"), "a 0");
+        assert_eq!((rig.state(1), rig.kernel(1)), (PageState::Zero, CLEAN));
+    }
+}
+
+#[test]
 fn a_page_that_is_given_back_while_it_is_fetched_has_zeros() {
     let test = "a_page_that_is_given_back_while_it_is_fetched_has_zeros";
     let Some(mut rig) = Rig::new(test, 8, false, Tracking::Sync) else {

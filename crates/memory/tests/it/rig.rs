@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,13 +32,67 @@ const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) struct Rig {
     _temp: TempDir,
-    child: Child,
     _handed: UnixStream,
-    control: UnixStream,
-    answers: BufReader<UnixStream>,
+    control: Control,
     pagemap: File,
     pub(crate) guest: Guest,
     page: u64,
+}
+
+/// A guest, and the line to it.
+pub(crate) struct Control {
+    child: Child,
+    orders: UnixStream,
+    answers: BufReader<UnixStream>,
+}
+
+impl Control {
+    /// A guest with pages of the usual size, that comes to `memory.sock` there.
+    pub(crate) fn start(dir: &Path, pages: usize, tracking: Tracking) -> Self {
+        Self::start_with(dir, pages, false, tracking)
+    }
+
+    fn start_with(dir: &Path, pages: usize, huge: bool, tracking: Tracking) -> Self {
+        let path = dir.join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let child = child::start(dir, pages, huge, tracking == Tracking::Async);
+        let (orders, _) = listener.accept().unwrap();
+        std::fs::remove_file(path).unwrap();
+        Self {
+            child,
+            answers: BufReader::new(orders.try_clone().unwrap()),
+            orders,
+        }
+    }
+
+    /// A thread of the guest begins something.
+    pub(crate) fn begin(&mut self, line: &str) {
+        writeln!(self.orders, "{line}").unwrap();
+    }
+
+    /// The next answer of any thread.
+    pub(crate) fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Waits for something that is told by nobody.
+#[track_caller]
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let give_up = std::time::Instant::now() + LONG;
+    while !is_so() {
+        assert!(std::time::Instant::now() < give_up, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What page `n` of the image holds: the last of each four is zeros.
@@ -57,12 +112,10 @@ impl Rig {
         let temp = tempfile::tempdir().unwrap();
         let page = if huge { 2 << 20 } else { 4096 };
         let source = source(&temp, pages, page);
-        let listen = |name: &str| UnixListener::bind(temp.path().join(name)).unwrap();
-        let (memory, control) = (listen("memory.sock"), listen("control.sock"));
-        let child = child::start(temp.path(), pages, huge, tracking == Tracking::Async);
+        let memory = UnixListener::bind(temp.path().join("memory.sock")).unwrap();
+        let control = Control::start_with(temp.path(), pages, huge, tracking);
         let (handed, _) = memory.accept().unwrap();
         let handshake = receive(&handed, source.size_bytes(), LONG).unwrap();
-        let (control, _) = control.accept().unwrap();
         let guest = Guest::new(handshake, source, tracking);
         if tracking != Tracking::None {
             let mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
@@ -72,10 +125,8 @@ impl Rig {
         }
         Some(Self {
             _temp: temp,
-            pagemap: File::open(format!("/proc/{}/pagemap", child.id())).unwrap(),
-            child,
+            pagemap: File::open(format!("/proc/{}/pagemap", control.child.id())).unwrap(),
             _handed: handed,
-            answers: BufReader::new(control.try_clone().unwrap()),
             control,
             guest,
             page: page as u64,
@@ -84,14 +135,12 @@ impl Rig {
 
     /// A thread of the guest begins something.
     pub(crate) fn begin(&mut self, line: &str) {
-        writeln!(self.control, "{line}").unwrap();
+        self.control.begin(line);
     }
 
     /// The next answer of any thread.
     pub(crate) fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        self.control.answer()
     }
 
     /// As many faults as are to come, read from the kernel and not yet served: in order of pages.
@@ -165,14 +214,35 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+/// Pages of 2 MiB that the system keeps for who asks for them; as it was, in the end.
+pub(crate) struct HugePages(Option<String>);
+
+impl HugePages {
+    const PATH: &str = "/proc/sys/vm/nr_hugepages";
+
+    pub(crate) fn lent(count: u32) -> Self {
+        let before = std::fs::read_to_string(Self::PATH).ok();
+        let has = before.as_deref().and_then(|text| text.trim().parse().ok());
+        match has.is_some_and(|has: u32| has >= count) {
+            true => Self(None),
+            false => {
+                let asked = std::fs::write(Self::PATH, count.to_string());
+                Self(before.filter(|_| asked.is_ok()))
+            }
+        }
     }
 }
 
-fn can(test: &str, huge: bool) -> bool {
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            drop(std::fs::write(Self::PATH, before));
+        }
+    }
+}
+
+/// Can this machine? If not, a line says why.
+pub(crate) fn can(test: &str, huge: bool) -> bool {
     let mut needs = Vec::new();
     if File::options()
         .read(true)
@@ -192,7 +262,7 @@ fn can(test: &str, huge: bool) -> bool {
     missing.is_empty()
 }
 
-fn source(temp: &TempDir, pages: usize, page: usize) -> Arc<Source> {
+pub(crate) fn source(temp: &TempDir, pages: usize, page: usize) -> Arc<Source> {
     let dir = RealDir::open(temp.path()).unwrap();
     let mut bytes = Vec::with_capacity(pages * page);
     for n in 0..pages {

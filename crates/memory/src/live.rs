@@ -1,0 +1,196 @@
+//! [`Live`]: a guest that is being served, with the process that it is.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv, sockopt::socket_peercred};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::guest::{Guest, GuestError, Served, Tracking};
+use crate::handshake::Handshake;
+use crate::pool::{Line, Pool, Turns};
+use crate::regions::Regions;
+use crate::source::Source;
+use crate::sys::{self, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, Uffd};
+
+/// How long a store may fail before a guest that waits for it is given up.
+pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
+/// While addresses are being given back, which takes as long as one read of events.
+const PUT_OFF: Duration = Duration::from_micros(100);
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// Hands lines to people.
+pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// See the module.
+pub struct Live {
+    guest: Guest,
+    pid: Pid,
+    process: OwnedFd,
+    connection: UnixStream,
+    line: Arc<Line<Self>>,
+    is_over: AtomicBool,
+    say: Say,
+}
+
+impl Live {
+    /// The process is whoever is at the other end of the connection.
+    pub(crate) fn new(
+        handshake: Handshake,
+        connection: UnixStream,
+        source: Arc<Source>,
+        say: Say,
+    ) -> io::Result<Self> {
+        let pid = socket_peercred(&connection)?.pid;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let uffd = Uffd::from(handshake.uffd.try_clone()?);
+        let tracking = track(&uffd, &handshake.regions, pid);
+        Ok(Self {
+            guest: Guest::new(handshake, source, tracking),
+            pid,
+            process,
+            connection,
+            line: Arc::default(),
+            is_over: AtomicBool::new(false),
+            say,
+        })
+    }
+
+    /// Its memory.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    pub(crate) fn connection(&self) -> &UnixStream {
+        &self.connection
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Nothing more is done for it.
+    pub(crate) fn forget(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    /// Reads what happened, and serves what takes no file; the rest is for the pool. Is it still to be served?
+    pub(crate) fn serve(self: &Arc<Self>, pool: &Pool<Self>) -> bool {
+        let mut faults = Vec::new();
+        if let Err(error) = self.guest.read(&mut faults) {
+            self.give_up(&error);
+        }
+        for (address, access) in faults {
+            match self.guest.fault(address, access) {
+                Ok(Served::Done | Served::Gone) => {}
+                Ok(rest @ (Served::Cold(_) | Served::Again(..))) => {
+                    pool.push(self, &self.line, rest)
+                }
+                Err(error) => self.give_up(&error),
+            }
+        }
+        !self.is_over()
+    }
+
+    /// Whatever is said after the handshake is left out.
+    pub(crate) fn is_connected(&self) -> bool {
+        let mut bytes = [0; 4096];
+        match recv(&self.connection, &mut bytes[..], RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => false,
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// It cannot be served: it would wait for ever, or go on with bytes that are not its own. So it ends.
+    fn give_up(&self, error: &dyn std::error::Error) {
+        self.forget();
+        let cause = error.source().map(|cause| format!(": {cause}"));
+        self.tell(format_args!(
+            "{error}{}; it is killed",
+            cause.unwrap_or_default()
+        ));
+        // It may be gone already.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    fn tell(&self, what: impl Display) {
+        (self.say)(&format!("guest of process {}: {what}", self.pid()));
+    }
+}
+
+impl Turns for Live {
+    type Job = Served;
+
+    fn act(self: &Arc<Self>, job: Served) {
+        let give_up = Instant::now() + FETCH_WITHIN;
+        let (mut pause, mut next) = (PAUSE_MIN, Ok(job));
+        while !self.is_over() {
+            next = match next {
+                Ok(Served::Done | Served::Gone) => return,
+                Ok(Served::Cold(claim)) => self.guest.fetch(claim),
+                Ok(Served::Again(page, event)) if Instant::now() < give_up => {
+                    thread::sleep(PUT_OFF);
+                    self.guest.serve(page, event)
+                }
+                Err(GuestError::Bytes { claim, source }) if Instant::now() < give_up => {
+                    if pause == PAUSE_MIN {
+                        self.tell(format_args!(
+                            "page {}: {source}; it is tried again",
+                            claim.page().0
+                        ));
+                    }
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    self.guest.serve(claim.page(), claim.event())
+                }
+                Ok(Served::Again(..)) => {
+                    return self.give_up(&GuestError::Kernel {
+                        what: "putting a page in place",
+                        why: Errno::AGAIN,
+                    });
+                }
+                Err(error) => return self.give_up(&error),
+            };
+        }
+    }
+}
+
+/// How writes can be noticed, and from now on are: what the monitor asked for when it made the userfaultfd decides. Where nobody can tell, not at all.
+fn track(uffd: &Uffd, regions: &Regions, pid: Pid) -> Tracking {
+    let all = || {
+        regions
+            .addresses_of(regions.pages())
+            .map(|(_, addresses)| addresses)
+    };
+    let register = |mode| all().try_for_each(|addresses| uffd.register(addresses, mode));
+    let pagemap = File::open(format!("/proc/{}/pagemap", pid.as_raw_nonzero()));
+    let is_async = |pagemap: File| {
+        register(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP)?;
+        let mut each = all().map(|addresses| sys::is_async(pagemap.as_fd(), addresses));
+        each.try_fold(true, |all, one| Ok::<_, Errno>(all & one?))
+    };
+    match pagemap.map(is_async) {
+        Ok(Ok(true)) => Tracking::Async,
+        Ok(Ok(false)) => Tracking::Sync,
+        Ok(Err(_)) | Err(_) => {
+            // As it was. If that cannot be, nothing is protected either, and so nothing is told.
+            let _ = register(UFFDIO_REGISTER_MODE_MISSING);
+            Tracking::None
+        }
+    }
+}
