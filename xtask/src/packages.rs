@@ -169,6 +169,12 @@ pub(crate) const TESTS: &[Need] = &[
         },
         "mkfs through FUSE, block devices",
     ),
+    need(
+        "/dev/userfaultfd and PAGEMAP_SCAN (Linux 6.7)",
+        None,
+        || Path::new("/dev/userfaultfd").exists() && is_root(),
+        "guests whose memory is served",
+    ),
 ];
 
 /// What `bench peers` needs.

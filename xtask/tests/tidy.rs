@@ -17,13 +17,14 @@ const LINES_MAX: usize = 600;
 const LONGER: [(&str, usize); 0] = [];
 
 /// Which of our crates each may use. `sim` is for tests only.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("cowslip-block", &[]),
     ("cowslip-snapshot", &["cowslip-block"]),
     ("cowslip-nbd", &["cowslip-block"]),
     ("cowslip-fuse", &["cowslip-block"]),
     ("cowslip-ext4", &["cowslip-block"]),
     ("cowslip-tree", &[]),
+    ("cowslip-memory", &["cowslip-block", "cowslip-snapshot"]),
     (
         "cowslip",
         &[

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use cowslip_block::files::{Access, Dir, File, RealDir};
 use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, DeviceError};
 use cowslip_snapshot::export::export;
+use cowslip_snapshot::image::Piece;
 use cowslip_snapshot::import::{ImportOptions, import};
 use cowslip_snapshot::verify::verify;
 use cowslip_snapshot::{Header, HeaderSpec, Image, MapRun, Store, StoreError, Target};
@@ -98,6 +99,32 @@ proptest! {
             ControlFlow::Continue(())
         }).unwrap();
         prop_assert_eq!(at, len);
+        // By pieces: the same, and at hand once a frame was read.
+        let cold = crate::image::image(&rig.reopened(), &header);
+        let mut pieces = Vec::new();
+        for mut run in header.runs(header.blocks()).unwrap() {
+            while !run.blocks.is_empty() {
+                let is_stored = run.to != Target::Zero;
+                let piece = cold.piece(run).unwrap();
+                prop_assert_eq!(format!("{:?}", cold.piece_at_hand(run)), format!("{:?}", Some(&piece)));
+                let count = match piece {
+                    Piece::Zeros(bytes) => {
+                        prop_assert!(!is_stored);
+                        pieces.resize(pieces.len() + usize::try_from(bytes).unwrap(), 0);
+                        bytes
+                    }
+                    Piece::Stored(frame, range) => {
+                        pieces.extend_from_slice(&frame[range.clone()]);
+                        range.len() as u64
+                    }
+                };
+                let count = size.count_ceil(count).0;
+                run.blocks.start.0 += count;
+                run.to = run.to.after(count);
+            }
+        }
+        pieces.truncate(len);
+        prop_assert!(pieces == want);
         let out = scratch(0);
         export(&image, out.file.as_ref(), &mut |done, all| assert!(done <= all)).unwrap();
         let mut got = vec![0; len];
