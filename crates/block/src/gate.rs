@@ -43,9 +43,12 @@ impl Gate {
         self.state().closed = true;
     }
 
-    /// Waits until the last one has left a closed gate.
+    /// Waits until the last one has left, and nobody enters any more. A freeze closes the gate after the swap, so
+    /// whoever loads the new stack may be here first: with the gate open, the last one to leave would wake nobody, and
+    /// one with the old stack in hand would enter behind our back.
     pub(crate) fn drain(&self) {
-        let state = self.state();
+        let mut state = self.state();
+        state.closed |= !planted(Bug::DrainLeavesOpen);
         drop(self.emptied.wait_while(state, |s| s.inside > 0));
     }
 }
@@ -57,5 +60,25 @@ impl Drop for Ticket<'_> {
         if state.inside == 0 && state.closed {
             self.0.emptied.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever froze has swapped the stack, and not closed the gate yet: who drains is woken all the same.
+    #[test]
+    fn who_drains_an_open_gate_is_woken_by_the_last_one_and_followed_by_none() {
+        let gate = Gate::default();
+        std::thread::scope(|scope| {
+            let inside = gate.enter();
+            scope.spawn(|| gate.drain());
+            while gate.enter().is_some() {
+                std::thread::yield_now();
+            }
+            drop(inside);
+        });
+        assert!(gate.enter().is_none());
     }
 }

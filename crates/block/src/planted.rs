@@ -75,6 +75,8 @@ bugs! {
     StackPerBatch = "stack-per-batch",
     /// A copy-up does not wait for who is inside a frozen cache.
     CopyUpUndrained = "copy-up-undrained",
+    /// Who waits for those inside a frozen cache may come before it is closed, and does not close it.
+    DrainLeavesOpen = "drain-leaves-open",
     /// A request that loaded the stack before a freeze gets into the frozen cache after it.
     WriteIntoFrozen = "write-into-frozen",
     // A session.

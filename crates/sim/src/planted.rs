@@ -13,13 +13,14 @@ use std::time::Duration;
 use cowslip_block::planted::Bug;
 
 /// Of no harm to one thread alone.
-pub const RACES: [Bug; 7] = [
+pub const RACES: [Bug; 8] = [
     Bug::PartBeforeLock,
     Bug::LateHole,
     Bug::FlushNotedLate,
     Bug::FlushVouchesLate,
     Bug::FinishUndrained,
     Bug::CopyUpUndrained,
+    Bug::DrainLeavesOpen,
     Bug::WriteIntoFrozen,
 ];
 
