@@ -16,8 +16,29 @@ use crate::run::{cargo, step};
 
 const USAGE: &str = "usage: cargo xtask crashes [SECONDS] [--seed N] [--length N] [--json] | --planted [--seed N] [--seconds-each N] [--json]";
 
-/// Whose lines of JSON are rows: which program, with which features, and what it counts.
-const HUNTERS: [(&str, &str, &str); 1] = [("planted", "planted", "crash_states")];
+/// A program whose lines of JSON are rows.
+struct Hunter {
+    bin: &'static str,
+    features: &'static str,
+    told: &'static [&'static str],
+    /// What it counts.
+    counts: &'static str,
+}
+
+const HUNTERS: [Hunter; 2] = [
+    Hunter {
+        bin: "planted",
+        features: "planted",
+        told: &[],
+        counts: "crash_states",
+    },
+    Hunter {
+        bin: "schedules",
+        features: "planted,shuttle",
+        told: &["--planted"],
+        counts: "schedules",
+    },
+];
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     if args.contains(&"--planted") {
@@ -37,6 +58,30 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     step("crashes", &mut cargo(args))
 }
 
+/// `cargo xtask schedules [SECONDS] [--seed N]`: threads over one device, which take turns as a scheduler says, until the
+/// time is up or something is found (`crates/sim/src/schedules`).
+pub(crate) fn schedules(args: &[&str]) -> Result<()> {
+    let (mut seed, mut seconds) = ("1", "60");
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match *arg {
+            "--seed" => seed = args.next().context("--seed wants a number")?,
+            other => seconds = other,
+        }
+    }
+    let mut command = cargo(["run", "--quiet", "--release", "-p", "cowslip-sim"]);
+    command.args([
+        "--features",
+        "shuttle",
+        "--bin",
+        "schedules",
+        "--",
+        seed,
+        seconds,
+    ]);
+    step("schedules", &mut command)
+}
+
 fn planted(args: &[&str]) -> Result<()> {
     let (mut seed, mut seconds_each, mut is_json) = ("1", "60", false);
     let mut args = args.iter().filter(|arg| **arg != "--planted");
@@ -49,7 +94,7 @@ fn planted(args: &[&str]) -> Result<()> {
         }
     }
     let mut rows = Vec::new();
-    for hunter in HUNTERS {
+    for hunter in &HUNTERS {
         rows.extend(hunt(hunter, [seed, seconds_each])?);
     }
     match is_json {
@@ -65,10 +110,17 @@ fn planted(args: &[&str]) -> Result<()> {
 }
 
 /// The rows of one program, told on the way.
-fn hunt((bin, features, counts): (&str, &str, &str), args: [&str; 2]) -> Result<Vec<Value>> {
+fn hunt(hunter: &Hunter, args: [&str; 2]) -> Result<Vec<Value>> {
+    let Hunter {
+        bin,
+        features,
+        told,
+        counts,
+    } = *hunter;
     let mut command = cargo(["run", "--quiet", "--release", "-p", "cowslip-sim"]);
     command.args(["--features", features, "--bin", bin, "--"]);
-    let mut child = command.args(args).stdout(Stdio::piped()).spawn()?;
+    command.args(told).args(args);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let lines = BufReader::new(child.stdout.take().context("it was piped")?).lines();
     let mut rows = Vec::new();
     for line in lines {
@@ -93,11 +145,11 @@ fn hunt((bin, features, counts): (&str, &str, &str), args: [&str; 2]) -> Result<
 fn page(rows: &[Value]) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let cells = |row: &Value| {
-        let counts = HUNTERS.iter().find(|hunter| row["found_by"] == hunter.0);
-        let (_, _, counts) = counts.expect("it told the row");
+        let hunter = HUNTERS.iter().find(|hunter| row["found_by"] == hunter.bin);
+        let counts = hunter.expect("it told the row").counts;
         let found_by = match row["found"].is_null() {
             true => "NOT FOUND".into(),
-            false => format!("{}, {}", row[*counts], counts.replace('_', " ")),
+            false => format!("{} {}", row[counts], counts.replace('_', " ")),
         };
         vec![
             text(&row["bug"]),

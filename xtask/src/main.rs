@@ -43,6 +43,7 @@ cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal, nbd, ext4 or tar, a minute unless told otherwise
 cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
 cargo xtask crashes --planted           the checker is checked: each bug that is planted has to be found; --seed N, --seconds-each N, --json
+cargo xtask schedules [SECONDS] [--seed N] threads that take turns as told over one device, against an oracle; a minute
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
 cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json
@@ -67,6 +68,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
         ["crashes", rest @ ..] => crashes::run(rest)?,
+        ["schedules", rest @ ..] => crashes::schedules(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
         ["footprint", rest @ ..] => footprint::run(rest)?,
         ["fs-aware", rest @ ..] => fs_aware::run(rest)?,

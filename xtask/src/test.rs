@@ -2,7 +2,7 @@
 //!
 //! 1. what tests need of other people's programs is installed, or said to be missing;
 //! 2. format, lints, docs, tests, in this order; the first that fails ends it;
-//! 3. the checker is checked: every planted bug is found.
+//! 3. threads that take turns as told, and the checker is checked: every planted bug is found.
 //!
 //! With everything there, `COWSLIP_REQUIRE_TOOLS=1` makes a test fail that would be left out for
 //! want of a program. With `CI=true`, a package that cannot be had is a failure.
@@ -13,9 +13,10 @@ use crate::packages::{TESTS, provide};
 use crate::run::{cargo, step};
 
 /// With what no release has: see `crates/block/src/planted.rs`.
-const PLANTED: [&str; 2] = [
-    "clippy -p cowslip-sim --features planted --all-targets -- -D warnings",
+const PLANTED: [&str; 3] = [
+    "clippy -p cowslip-sim --features planted,shuttle --all-targets -- -D warnings",
     "test -p cowslip-sim --features planted --test it planted",
+    "test -p cowslip-sim --features planted,shuttle schedules",
 ];
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     }
     step("tests", &mut tests)?;
     for told in PLANTED {
-        step("planted bugs", &mut cargo(told.split(' ')))?;
+        step("schedules and planted bugs", &mut cargo(told.split(' ')))?;
     }
     match missing.as_slice() {
         [] => println!("== all passed, nothing was skipped"),

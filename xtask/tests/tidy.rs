@@ -143,14 +143,15 @@ fn no_release_has_what_is_for_tests() {
         let name = package["name"].as_str().unwrap();
         for (feature, enables) in package["features"].as_object().unwrap() {
             let enables = enables.to_string();
-            let may = feature == "planted" && ["cowslip-block", "cowslip-sim"].contains(&name);
-            if !may && enables.contains("planted") {
+            let is_ours = ["cowslip-block", "cowslip-sim"].contains(&name);
+            let is_theirs = |f| enables.contains(f) && (!is_ours || feature != f);
+            if ["planted", "shuttle"].into_iter().any(is_theirs) {
                 broken.push(format!("{name}: feature {feature} = {enables}"));
             }
         }
         for dependency in package["dependencies"].as_array().unwrap() {
             let features = dependency["features"].to_string();
-            if features.contains("planted") {
+            if features.contains("planted") || features.contains("shuttle") {
                 broken.push(format!("{name}: {} {features}", dependency["name"]));
             }
         }

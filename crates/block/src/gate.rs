@@ -1,8 +1,7 @@
 //! A count of the requests inside a cache, and a way to wait until the last one has left.
 
-use std::sync::{Condvar, Mutex, PoisonError};
-
 use crate::planted::{Bug, planted};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Counts who is inside.
 #[derive(Debug, Default)]
@@ -22,7 +21,7 @@ struct State {
 pub(crate) struct Ticket<'a>(&'a Gate);
 
 impl Gate {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // A panic while it is held cannot leave the two fields half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,7 +62,7 @@ impl Drop for Ticket<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
 

@@ -16,6 +16,7 @@ pub mod overlay;
 #[doc(hidden)]
 pub mod planted;
 pub mod read_only;
+mod sync;
 
 pub mod tracker;
 pub mod units;

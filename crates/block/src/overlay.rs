@@ -20,12 +20,12 @@
 //! Not here: what becomes of a frozen cache (the session seals it), and any wire.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::cache::{BlockState, Cache};
 use crate::device::{Device, DeviceError, Extent, FillBuf, Geometry, ReadSink, Room};
 use crate::planted::{Bug, planted};
+use crate::sync::{Arc, PoisonError, RwLock, Weak};
 use crate::units::{BlockRange, ByteOffset, ByteRange};
 
 /// A copy-on-write device.

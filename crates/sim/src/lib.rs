@@ -6,7 +6,8 @@
 //! - [`load`]: a small write load, and what each snapshot of it holds;
 //! - [`world`]: the real code over such a disk, and every crash that a history could meet.
 //!
-//! With the feature `planted`, `planted` plants bugs, and sees that they are found. Not here: the network.
+//! With the feature `planted`, `planted` plants bugs, and sees that they are found; with `shuttle`,
+//! `schedules` has threads take turns. Not here: the network.
 
 mod choose;
 pub mod faulty;
@@ -14,8 +15,17 @@ pub mod load;
 pub mod memory;
 #[cfg(feature = "planted")]
 pub mod planted;
+#[cfg(feature = "shuttle")]
+pub mod schedules;
 mod seeded;
 pub mod world;
+
+/// What a panic says: a finding like any other.
+pub(crate) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("?")
+}
 
 pub use faulty::{Call, EIO, ENOSPC, Faults, FaultyDir, Rule};
 pub use memory::{Forget, MemoryFs};

@@ -3,7 +3,7 @@
 //! | rig                                        | what it finds                                    |
 //! |--------------------------------------------|--------------------------------------------------|
 //! | crashes ([`crate::world::hunt`])           | what one thread can do wrong, with crashes       |
-//! | schedules                                  | [`RACES`]: what needs another thread in between  |
+//! | `schedules`, with the feature `shuttle`    | [`RACES`]: what needs another thread in between  |
 
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -79,4 +79,15 @@ pub fn hunt_all(
             scope.spawn(work);
         }
     });
+}
+
+/// The names of those that were not found.
+pub fn missed(bugs: &[Bug], hunt: impl Fn(Bug) -> Hunted + Sync) -> Vec<&'static str> {
+    let mut missed = Vec::new();
+    hunt_all(bugs, hunt, |hunted| {
+        if hunted.found.is_none() {
+            missed.push(hunted.bug.name());
+        }
+    });
+    missed
 }

@@ -6,3 +6,6 @@ mod crashes;
 #[cfg(feature = "planted")]
 #[path = "it/planted.rs"]
 mod planted;
+#[cfg(feature = "shuttle")]
+#[path = "it/schedules.rs"]
+mod schedules;

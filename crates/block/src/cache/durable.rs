@@ -1,12 +1,12 @@
 //! Durability: flushes, the end of a frozen cache, and checkpoints (invariant 2).
 
 use std::io;
-use std::sync::atomic::Ordering;
 
 use super::journal::Mark;
 use super::{Cache, JOURNAL_BYTES, locked, place};
 use crate::device::DeviceError;
 use crate::planted::{Bug, planted};
+use crate::sync::Ordering;
 
 impl Cache {
     /// Makes all that has returned survive a power cut: its bytes, then its marks.

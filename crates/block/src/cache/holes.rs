@@ -1,11 +1,11 @@
 //! Holes: the room of zeroed blocks is given back behind the requests (invariant 13).
 
 use std::io;
-use std::sync::PoisonError;
 
 use super::BlockState::{Zero, ZeroHeld};
 use super::{Cache, SEGMENT_BLOCKS, TRACKED, locked};
 use crate::planted::{Bug, planted};
+use crate::sync::PoisonError;
 use crate::units::BlockRange;
 
 impl Cache {

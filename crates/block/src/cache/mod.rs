@@ -35,8 +35,6 @@ mod recover;
 mod write;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use self::journal::{Journal, Mark, Place, RECORD_BLOCKS_MAX};
 use self::recover::recover;
@@ -45,6 +43,9 @@ use crate::files::{Access, Dir, File};
 use crate::gate::{Gate, Ticket};
 use crate::health::Health;
 use crate::planted::{Bug, planted};
+use crate::sync::{
+    Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
+};
 use crate::tracker::StateTracker;
 use crate::units::{BlockCount, BlockIndex, BlockSize, ByteOffset, ByteRange};
 

@@ -1,13 +1,11 @@
 //! Writing: bytes, then record, then state (invariant 1), under the stripe of the blocks.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use super::BlockState::{Dirty, Untouched, Zero, ZeroHeld};
 use super::journal::Mark;
 use super::{Below, Cache, SEGMENT_BLOCKS, STRIPES, apply, index_usize, locked};
 use crate::device::{DeviceError, Room};
 use crate::planted::{Bug, planted};
+use crate::sync::{Mutex, MutexGuard, Ordering, PoisonError};
 use crate::units::{BlockIndex, BlockRange, ByteOffset, ByteRange};
 use crate::zero::is_zero;
 

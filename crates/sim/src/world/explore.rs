@@ -291,9 +291,6 @@ fn go_on(mut world: World, seed: u64) -> Result<(), String> {
 
 /// A panic is a finding like any other.
 fn caught<T>(act: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(format!("panicked: {}", text.unwrap_or("?")))
-    })
+    catch_unwind(AssertUnwindSafe(act))
+        .unwrap_or_else(|panic| Err(format!("panicked: {}", crate::text_of(&*panic))))
 }
