@@ -83,7 +83,7 @@ pub(crate) fn schedules(args: &[&str]) -> Result<()> {
 }
 
 fn planted(args: &[&str]) -> Result<()> {
-    let (mut seed, mut seconds_each, mut is_json) = ("1", "60", false);
+    let (mut seed, mut seconds_each, mut is_json) = ("1", "300", false);
     let mut args = args.iter().filter(|arg| **arg != "--planted");
     while let Some(arg) = args.next() {
         match *arg {

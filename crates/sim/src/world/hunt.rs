@@ -36,9 +36,9 @@ pub fn hunt(bug: Bug, seed: u64, at_most: Duration) -> Hunted {
     let seen = Seen::default();
     let mut found = None;
     for seed in seed.. {
-        let turn = usize::try_from(seed % 8).expect("one of eight");
-        let operations = history(seed, [3, 5, 8, 12][turn / 2]);
-        let explored = explore(&operations, seed, EFFORTS[turn % 2], &seen);
+        let turn = usize::try_from(seed % 6).expect("one of six");
+        let operations = history(seed, [4, 8, 12][turn % 3]);
+        let explored = explore(&operations, seed, EFFORTS[turn / 3], &seen);
         found = explored.err().map(|found| found.to_string());
         if found.is_some() || begun.elapsed() >= at_most {
             break;

@@ -20,6 +20,6 @@ fn no_schedule_loses_anything() {
 #[test]
 fn schedules_give_planted_races_away() {
     use cowslip_sim::planted::{RACES, missed};
-    let hunt = |bug| cowslip_sim::schedules::hunt(bug, 1, Duration::from_secs(120));
+    let hunt = |bug| cowslip_sim::schedules::hunt(bug, 1, Duration::from_secs(300));
     assert_eq!(missed(&RACES, hunt), [""; 0]);
 }
