@@ -2,7 +2,8 @@
 //! memory behind it.
 //!
 //! ```text
-//! input  0 how: 0 as it is; 1 after a handshake; 2 after one with structured replies and contexts
+//! input  0 how: 0 as it is; 1 after a handshake; 2 after one with structured replies and contexts;
+//!               3, 4 the same two, and what follows are whole requests: see [`crate::session`]
 //!        1 the bytes
 //! ```
 
@@ -18,6 +19,7 @@ use cowslip_block::{
 use cowslip_nbd::{Export, Server};
 
 use crate::input::Input;
+use crate::session;
 
 const SIZE_BYTES: usize = (1 << 20) + 100;
 
@@ -40,9 +42,10 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
 /// Sends it all, says that there is no more, and reads to the end.
 pub fn run(input: &[u8]) {
     let mut input = Input(input);
-    let hello = match input.byte() {
+    let how = input.byte();
+    let hello = match how {
         0 => Vec::new(),
-        how => handshake(how > 1),
+        how => handshake(how.is_multiple_of(2)),
     };
     WORLD
         .ram
@@ -55,6 +58,10 @@ pub fn run(input: &[u8]) {
         .server
         .serve_stream(server.into())
         .expect("there is one client at a time");
+    if how == 3 || how == 4 {
+        session::run(client, &hello, &mut input, SIZE_BYTES);
+        return served.wait();
+    }
     let mut reader = client.try_clone().expect("another handle");
     let replies = std::thread::spawn(move || {
         let mut bytes = [0; 1 << 16];
@@ -138,7 +145,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ]
     .concat();
     let after = |how: u8| [&[how][..], &requests].concat();
-    vec![options, old, after(1), after(2)]
+    let session = |how: u8| [vec![how], session::seed()].concat();
+    vec![options, old, after(1), after(2), session(3), session(4)]
 }
 
 /// A megabyte; what is zero is a hole.

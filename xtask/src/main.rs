@@ -3,7 +3,7 @@
 //! ```text
 //! test         prerequisites -> cargo fmt, clippy, doc, test
 //! bench        criterion -> a summary       bench peers   fio -> a table
-//! fuzz         cargo-fuzz
+//! fuzz         cargo-fuzz              coverage      the tests, counted -> lines that none runs
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
 //! footprint    a guest that writes for ever, gc, compact -> bytes on disk, bytes written
 //! fs-aware     what a file system left behind, snapshotted as it is and as it needs it
@@ -20,6 +20,7 @@
 )]
 
 mod bench;
+mod coverage;
 mod crashes;
 mod footprint;
 mod fs_aware;
@@ -41,6 +42,7 @@ cargo xtask test [--no-install]         all that must pass: format, lints, docs,
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal, nbd, ext4 or tar, a minute unless told otherwise
+cargo xtask coverage [--save]           lines of block, snapshot and nbd that tests run, and those that none does; --json
 cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
 cargo xtask crashes --planted           the checker is checked: each bug that is planted has to be found; --seed N, --seconds-each N, --json
 cargo xtask schedules [SECONDS] [--seed N] threads that take turns as told over one device, against an oracle; a minute
@@ -67,6 +69,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["test", rest @ ..] => test::run(rest)?,
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
+        ["coverage", rest @ ..] => coverage::run(rest)?,
         ["crashes", rest @ ..] => crashes::run(rest)?,
         ["schedules", rest @ ..] => crashes::schedules(rest)?,
         ["fuzz", rest @ ..] => fuzz::run(rest)?,
