@@ -1,7 +1,7 @@
 //! A header object: opened, and its map walked.
 //!
 //! ```text
-//! input  0 how: 0 as it is, else made right   then, as it is: the object
+//! input  0 how: 0 as it is, 2 made right in version 2, else in version 1   then, as it is: the object
 //!                                             made right: number of nodes (at most 8),
 //!                                             each node (u16 length, bytes), metadata
 //! ```
@@ -25,6 +25,8 @@ const PLACE: [u8; 15] = *b"hash of a node:";
 const NODES_MAX: u8 = 8;
 const ROOT_AT: usize = 108;
 const META_MIN: usize = 154;
+/// What version 2 has at the end of its metadata.
+const ORIGIN: usize = 16;
 /// A walk is stopped after so many runs: a small map of a large disk may well have millions.
 const RUNS_MAX: usize = 10_000;
 
@@ -33,7 +35,7 @@ pub fn run(input: &[u8]) {
     let mut input = Input(input);
     let object = match input.byte() {
         0 => input.0.to_vec(),
-        _ => object(&mut input),
+        how => object(&mut input, how == 2),
     };
     let fs = MemoryFs::new();
     let caches = Caches {
@@ -90,7 +92,7 @@ fn hash(bytes: &[u8]) -> [u8; 16] {
         .expect("16 of 32 bytes")
 }
 
-fn object(input: &mut Input<'_>) -> Vec<u8> {
+fn object(input: &mut Input<'_>, second: bool) -> Vec<u8> {
     let count = input.byte() % (NODES_MAX + 1);
     let mut hashes: Vec<[u8; 16]> = Vec::new();
     let mut out = Vec::new();
@@ -110,9 +112,10 @@ fn object(input: &mut Input<'_>) -> Vec<u8> {
         out.extend(node);
     }
     let mut meta = input.0.to_vec();
-    meta.resize(meta.len().clamp(META_MIN, META_MIN + 64), 0);
+    let least = META_MIN + if second { ORIGIN } else { 0 };
+    meta.resize(meta.len().clamp(least, least + 64), 0);
     meta[..16].copy_from_slice(&ID.to_be_bytes());
-    meta[153] = u8::try_from(meta.len() - META_MIN).expect("at most 64");
+    meta[153] = u8::try_from(meta.len() - least).expect("at most 64");
     if let (2, Some(hash)) = (meta[ROOT_AT], hashes.last()) {
         meta[ROOT_AT + 1..ROOT_AT + 17].copy_from_slice(&ID.to_be_bytes());
         put_u64(&mut meta, ROOT_AT + 17, last.0 as u64);
@@ -127,7 +130,7 @@ fn object(input: &mut Input<'_>) -> Vec<u8> {
     put_u64(&mut footer, 0, out.len() as u64);
     put_u32(&mut footer, 8, u32::try_from(meta.len()).expect("short"));
     put_u32(&mut footer, 12, crc32c::crc32c(&meta));
-    put_u32(&mut footer, 16, 1);
+    put_u32(&mut footer, 16, if second { 2 } else { 1 });
     let crc = crc32c::crc32c(&footer[..20]);
     put_u32(&mut footer, 20, crc);
     footer[24..].copy_from_slice(b"cowslipH");
@@ -203,7 +206,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let small = inner(1, 3, 0, len, 0);
     let mut raw = vec![0];
     let whole = seed(std::slice::from_ref(&leaf), &metadata(200, 2));
-    raw.extend(object(&mut Input(&whole[1..])));
+    raw.extend(object(&mut Input(&whole[1..]), false));
+    let mut second = [whole.clone(), ID.to_be_bytes().to_vec()].concat();
+    second[0] = 2;
     vec![
         seed(&[], &metadata(100, 0)),
         whole,
@@ -213,6 +218,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             &metadata(256 * 32, 2),
         ),
         raw,
+        second,
     ]
 }
 
@@ -225,7 +231,7 @@ mod tests {
         for seed in seeds() {
             let object = match seed[0] {
                 0 => seed[1..].to_vec(),
-                _ => object(&mut Input(&seed[1..])),
+                how => object(&mut Input(&seed[1..]), how == 2),
             };
             let fs = MemoryFs::new();
             let store =
