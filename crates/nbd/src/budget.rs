@@ -1,6 +1,6 @@
 //! [`Budget`]: memory for what is larger than a connection's own, shared by all connections of a server.
 //!
-//! Up to [`OWN_BYTES`] of requests and replies are a connection's own. What goes beyond is a [`Share`] of the
+//! Up to [`OWN_BYTES`](crate::limits::OWN_BYTES) of requests and replies are a connection's own. What goes beyond is a [`Share`] of the
 //! budget, taken before the bytes arrive or are read.
 //!
 //! Invariants:
