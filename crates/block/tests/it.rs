@@ -7,6 +7,8 @@ mod concurrent;
 mod drain;
 #[path = "it/model.rs"]
 mod model;
+#[path = "it/read_only.rs"]
+mod read_only;
 #[path = "it/rig.rs"]
 mod rig;
 #[path = "it/room.rs"]
