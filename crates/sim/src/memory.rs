@@ -24,7 +24,8 @@
 //!    one cut can be looked at under many seeds.
 //! 4. Room is counted by pages of 4 KiB, of files that have a name or are open.
 //!
-//! 5. While [`MemoryFs::record`] is on, the disk is kept as it is before each operation.
+//! 5. With [`MemoryFs::fail_after`], one operation fails, once.
+//! 6. While [`MemoryFs::record`] is on, the disk is kept as it is before each operation.
 //!
 //! Not here: permissions, times, links; room for names.
 
@@ -95,6 +96,16 @@ impl MemoryFs {
     /// the next operation.
     pub fn cut_after(&self, n: u64) {
         self.disk().cut_at = Some(n);
+    }
+
+    /// Once so many more operations have happened, one fails with this errno, and does nothing; or none does. What
+    /// was to fail, and has not yet.
+    pub fn fail_after(&self, fault: Option<(u64, i32)>) -> Option<i32> {
+        let mut disk = self.disk();
+        let due = disk.operations;
+        let before = disk.fails.take();
+        disk.fails = fault.map(|(after, errno)| (due + after, errno));
+        before.map(|(_, errno)| errno)
     }
 
     /// Is the power off?

@@ -63,6 +63,8 @@ pub(super) struct Disk {
     /// The disk before each operation, if somebody wants to know.
     pub(super) moments: Option<Vec<Disk>>,
     pub(super) interrupt: Option<Interrupt>,
+    /// The operation that fails once, and how.
+    pub(super) fails: Option<(u64, i32)>,
     pub(super) cut_at: Option<u64>,
     pub(super) off: bool,
     inodes: u64,
@@ -79,6 +81,7 @@ impl Default for Disk {
             operations: 0,
             moments: None,
             interrupt: None,
+            fails: None,
             cut_at: None,
             off: false,
             inodes: ROOT.0,
@@ -96,7 +99,11 @@ impl Disk {
             moments.push(self.after(End::Kill));
             self.moments = Some(moments);
         }
-        Ok(())
+        let now = self.operations - 1;
+        match self.fails.take_if(|(at, _)| *at <= now) {
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        }
     }
 
     /// The start of a call that changes nothing.

@@ -290,7 +290,7 @@ fn go_on(mut world: World, seed: u64) -> Result<(), String> {
 }
 
 /// A panic is a finding like any other.
-fn caught<T>(act: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(super) fn caught<T>(act: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(act))
         .unwrap_or_else(|panic| Err(format!("panicked: {}", crate::text_of(&*panic))))
 }

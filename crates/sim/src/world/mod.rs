@@ -17,10 +17,12 @@
 //!
 //! - `operation.rs`: what can happen;  `oracle.rs`: what is promised;  `check.rs`: whether it was kept;
 //! - `explore.rs`: all crashes of one history;  `shrink.rs`: the shortest history that still fails;
+//! - `faults.rs`: all single failures of one history;
 //! - `hunt.rs`, with the feature `planted`: how long it takes to find a bug that is known.
 
 mod check;
 mod explore;
+mod faults;
 mod host;
 #[cfg(feature = "planted")]
 pub mod hunt;
@@ -38,10 +40,11 @@ use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device};
 use cowslip_snapshot::compact::{Around, Options, Policy, compact};
 use cowslip_snapshot::gc::collect;
 use cowslip_snapshot::import::{ImportOptions, import};
-use cowslip_snapshot::session::{Session, SessionError, SnapshotOptions, Surroundings};
+use cowslip_snapshot::session::{Manifest, Session, SessionError, SnapshotOptions, Surroundings};
 use cowslip_snapshot::{Caches, SnapshotName, Store};
 
 pub use self::explore::{Effort, Finding, Seen, Tally, explore};
+pub use self::faults::faults;
 use self::host::SimHost;
 use self::operation::{Operation, SessionNumber};
 use self::oracle::DeviceOracle;
@@ -394,9 +397,25 @@ impl World {
             snapshot.expect("it was picked").removing = true;
         }
         done(self.another()?.remove(&name(&text)))?;
-        self.oracle.snapshots.remove(&text);
-        self.oracle.removed.push(text);
+        if !self.is_asked_for(&text)? {
+            self.oracle.snapshots.remove(&text);
+            self.oracle.removed.push(text);
+        }
         Ok(())
+    }
+
+    /// Does the list of a session on disk say that it is to become this snapshot? Where a failure kept the session from
+    /// writing that it has, the next start makes it again.
+    fn is_asked_for(&self, text: &str) -> Result<bool, String> {
+        for known in self.oracle.sessions.values() {
+            let dir = self.root.open_dir(&known.dir).map_err(at(text))?;
+            let listed = Manifest::read(&*dir).map_err(at(text))?;
+            let mut caches = listed.iter().flat_map(|manifest| &manifest.caches);
+            if caches.any(|c| c.seal.as_ref().is_some_and(|s| s.name.as_str() == text)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn compact(&self) -> Result<(), String> {

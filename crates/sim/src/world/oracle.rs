@@ -95,6 +95,24 @@ impl DeviceOracle {
         }
     }
 
+    /// A request failed: each block holds what it was asked to, or what was there; that is its last value now.
+    pub(super) fn settle(&mut self, image: &[u8]) -> Result<(), String> {
+        for (i, (block, now)) in self.blocks.iter_mut().zip(image.chunks(BLOCK)).enumerate() {
+            if !block.values[block.acknowledged..]
+                .iter()
+                .any(|value| **value == *now)
+            {
+                return Err(format!(
+                    "block {i} holds what was not there, and not asked for"
+                ));
+            }
+            if **block.last() != *now {
+                block.values.push(now.into());
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn flushed(&mut self) {
         for block in &mut self.blocks {
             block.durable = block.acknowledged;
