@@ -175,6 +175,16 @@ pub trait File: Send + Sync + Debug {
     /// The file system's own. What was not synced may be lost, and a later sync does not tell.
     fn sync(&self) -> io::Result<()>;
 
+    /// After a failure: from here on it reads as it is on the disk, not as the kernel remembers it. What
+    /// could not be written is gone.
+    ///
+    /// # Errors
+    /// The file system's own: it fails still.
+    fn reread(&self) -> io::Result<()> {
+        // An error is told once, whoever asks first; what it was about is gone either way.
+        self.sync().or_else(|_| self.sync())
+    }
+
     /// The room it takes, in bytes (st_blocks x 512).
     ///
     /// # Errors

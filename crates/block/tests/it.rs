@@ -5,6 +5,8 @@
 mod concurrent;
 #[path = "it/drain.rs"]
 mod drain;
+#[path = "it/failed.rs"]
+mod failed;
 #[path = "it/model.rs"]
 mod model;
 #[path = "it/read_only.rs"]

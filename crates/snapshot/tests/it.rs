@@ -33,6 +33,8 @@ mod repair;
 mod rig;
 #[path = "it/session.rs"]
 mod session;
+#[path = "it/session_failed.rs"]
+mod session_failed;
 #[path = "it/session_power.rs"]
 mod session_power;
 #[path = "it/session_retry.rs"]

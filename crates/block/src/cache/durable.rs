@@ -105,7 +105,8 @@ impl Cache {
     /// to a new segment; only flushes wait. The journal of a cache that is finished stays as it is.
     ///
     /// # Errors
-    /// The file system's own; the journal is as good as before then.
+    /// The file system's own; the journal is as good as before then. A failed sync poisons the session: a
+    /// later one would not tell.
     pub fn checkpoint(&self) -> io::Result<()> {
         let _one = locked(&self.flushing);
         if self.is_finished() {
@@ -128,10 +129,14 @@ impl Cache {
             locked(&self.unsynced_segments).push(old.file());
             (self.export(), next, started)
         };
+        let failed = |e: io::Error| {
+            self.health.poison(&format!("a sync failed: {e}"));
+            e
+        };
         if !planted(Bug::CheckpointBeforeBytes) {
-            self.file.sync()?;
+            self.file.sync().map_err(failed)?;
         }
-        started.sync()?;
+        started.sync().map_err(failed)?;
         let encoded = states.encode();
         place.write_state(segment, next, &encoded)?;
         locked(&self.unsynced_segments).clear();

@@ -99,6 +99,7 @@ pub struct Cache {
 pub struct Found {
     cache: Cache,
     same_boot: bool,
+    lost: bool,
 }
 
 impl Found {
@@ -161,7 +162,8 @@ impl Cache {
     }
 
     /// Finds a cache that is there, and its states, and changes nothing. After a change of boot id, what
-    /// no flush covers counts only as far as its bytes are really there.
+    /// no flush covers counts only as far as its bytes are really there; and so it does where a dirty block
+    /// turns out to be lost, which is how a disk that failed looks when it was mounted again.
     ///
     /// # Errors
     /// `NotFound`; `InvalidData` naming the file where what a flush covered is damaged; or the
@@ -173,13 +175,51 @@ impl Cache {
         boot_id: [u8; 16],
         health: Arc<Health>,
     ) -> io::Result<Found> {
+        let again = (Arc::clone(&dir), Arc::clone(&health));
+        let found = Self::find_as(dir, name, geometry, boot_id, health, false)?;
+        if found.same_boot && found.lost {
+            let (dir, health) = again;
+            return Self::find_after_failure(dir, name, geometry, boot_id, health);
+        }
+        Ok(found)
+    }
+
+    /// The same after the disk failed, which is as after a change of boot id, but that the kernel may
+    /// remember, as if it were on the disk, what never came there.
+    ///
+    /// # Errors
+    /// As [`Cache::find`].
+    pub fn find_after_failure(
+        dir: Arc<dyn Dir>,
+        name: &str,
+        geometry: Geometry,
+        boot_id: [u8; 16],
+        health: Arc<Health>,
+    ) -> io::Result<Found> {
+        for file in dir.list()? {
+            if file.split_once('.').is_some_and(|(stem, _)| stem == name) {
+                dir.open(&file, Access::ReadWrite)?.reread()?;
+            }
+        }
+        Self::find_as(dir, name, geometry, boot_id, health, true)
+    }
+
+    fn find_as(
+        dir: Arc<dyn Dir>,
+        name: &str,
+        geometry: Geometry,
+        boot_id: [u8; 16],
+        health: Arc<Health>,
+        after_failure: bool,
+    ) -> io::Result<Found> {
         let file = dir.open(&data_name(name), Access::ReadWrite)?;
         if file.len()? != file_len(&geometry) {
             let why = format!("{} has the wrong length", data_name(name));
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        let replay = place(&*dir, name, &geometry, boot_id).replay()?;
-        let (states, closed) = recover(&replay, &geometry, &*file)?;
+        let mut replay = place(&*dir, name, &geometry, boot_id).replay()?;
+        replay.same_boot &= !after_failure;
+        let recovered = recover(&replay, &geometry, &*file)?;
         let same_boot = replay.same_boot;
         let cache = Self::assemble(
             dir,
@@ -188,14 +228,18 @@ impl Cache {
             boot_id,
             health,
             file,
-            states,
+            recovered.states,
             replay.journal,
         );
-        cache.closed.store(closed, Ordering::Release);
+        cache.closed.store(recovered.closed, Ordering::Release);
         if !planted(Bug::SegmentForgotten) {
             *locked(&cache.unsynced_segments) = replay.older;
         }
-        Ok(Found { cache, same_boot })
+        Ok(Found {
+            cache,
+            same_boot,
+            lost: recovered.lost,
+        })
     }
 
     #[expect(

@@ -10,13 +10,24 @@ use crate::files::File;
 use crate::planted::{Bug, planted};
 use crate::tracker::StateTracker;
 use crate::units::{BlockRange, BlockSize};
+use crate::zero::is_zero;
 
-/// The states that a journal speaks of, and whether the cache was closed.
+/// What a journal says, as far as it can be believed.
+pub(super) struct Recovered {
+    pub(super) states: StateTracker<BlockState>,
+    /// The cache was closed.
+    pub(super) closed: bool,
+    /// The disk lost something since the machine was started: nothing of this is to be believed that no
+    /// flush covers (see [`super::Cache::find_after_failure`]).
+    pub(super) lost: bool,
+}
+
+/// See [`Recovered`].
 pub(super) fn recover(
     replay: &Replay,
     geometry: &Geometry,
     file: &dyn File,
-) -> io::Result<(StateTracker<BlockState>, bool)> {
+) -> io::Result<Recovered> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let mut states = new_tracker(geometry);
     let all = BlockRange::new(0, states.count_blocks().0);
@@ -48,7 +59,35 @@ pub(super) fn recover(
         }
         closed = *mark == Mark::Closed;
     }
-    Ok((states, closed))
+    let lost = replay.same_boot && is_lost(replay, &states, geometry.block_size, file)?;
+    Ok(Recovered {
+        states,
+        closed,
+        lost,
+    })
+}
+
+/// Is a dirty block that no flush covers all zeros? None ever is that was written, also in place.
+fn is_lost(
+    replay: &Replay,
+    states: &StateTracker<BlockState>,
+    size: BlockSize,
+    file: &dyn File,
+) -> io::Result<bool> {
+    let mut bytes = vec![0; size.bytes_usize()];
+    for (mark, flushed) in &replay.marks {
+        let Mark::Dirty(blocks, _) = mark else {
+            continue;
+        };
+        let dirty = states.runs(*blocks).filter(|(_, state)| *state == Dirty);
+        for block in dirty.flat_map(|(run, _)| run.iter()).filter(|_| !flushed) {
+            file.read_at(&mut bytes, size.offset_of(block).0)?;
+            if is_zero(&bytes) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Invariant 2, after a power cut: a mark without its bytes does not count.

@@ -268,6 +268,11 @@ impl File for RealFile {
         Ok(sys::fdatasync(&self.0)?)
     }
 
+    fn reread(&self) -> io::Result<()> {
+        self.sync().or_else(|_| self.sync())?;
+        Ok(sys::fadvise(&self.0, 0, None, sys::Advice::DontNeed)?)
+    }
+
     fn allocated_bytes(&self) -> io::Result<u64> {
         let stat = sys::fstat(&self.0)?;
         Ok(u64::try_from(stat.st_blocks).map_err(io::Error::other)? * 512)

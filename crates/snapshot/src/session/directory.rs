@@ -5,6 +5,7 @@ use cowslip_block::cache::Cache;
 use cowslip_block::files::{Dir, Lock};
 
 use super::SessionError;
+use super::failed::FAILED;
 use super::manifest::CacheEntry;
 
 const LOCK: &str = "lock";
@@ -30,8 +31,10 @@ pub(super) fn refuse_foreign(dir: &dyn Dir) -> Result<(), SessionError> {
         .list()
         .map_err(|e| SessionError::io("listing the session directory", e))?;
     let ours = |n: &str| {
-        matches!(n, LOCK | "control.sock" | "nbd.sock" | "session.json.new")
-            || cache_of(n).is_some()
+        matches!(
+            n,
+            LOCK | FAILED | "control.sock" | "nbd.sock" | "session.json.new"
+        ) || cache_of(n).is_some()
     };
     match names.into_iter().find(|n| !ours(n)) {
         Some(foreign) => Err(SessionError::Foreign(foreign)),

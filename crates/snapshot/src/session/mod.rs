@@ -6,6 +6,7 @@
 //! cache-N.data          the bytes of cache N        } cowslip_block::cache; the highest N is
 //! cache-N.journal-K     its states                  } written, the others are frozen
 //! cache-N.state-K       a checkpoint of them        }
+//! failed                the disk failed: what no flush covers does not count (failed.rs)
 //! lock                  held by whoever has the session open
 //! ```
 //!
@@ -28,6 +29,7 @@
 
 mod directory;
 mod error;
+mod failed;
 mod forget;
 mod freeze;
 mod go_over;
@@ -227,7 +229,7 @@ impl Session {
             }],
             next_cache: 2,
         };
-        let health = Health::new(around.say);
+        let health = failed::health(&around.dir, around.say);
         let top = Cache::create(
             Arc::clone(&around.dir),
             "cache-1",
@@ -297,10 +299,16 @@ impl Session {
             ));
         }
         remove_unlisted(&*around.dir, &manifest.caches, geometry.block_size)?;
-        let health = Health::new(around.say);
+        let health = failed::health(&around.dir, around.say);
         let mut found = Vec::new();
+        let has_failed = failed::is_left(&*around.dir)
+            .map_err(|e| SessionError::io("looking whether the disk failed", e))?;
+        let find = match has_failed {
+            true => Cache::find_after_failure,
+            false => Cache::find,
+        };
         for entry in &manifest.caches {
-            let cache = Cache::find(
+            let cache = find(
                 Arc::clone(&around.dir),
                 &entry.name,
                 geometry,
@@ -330,6 +338,10 @@ impl Session {
         }
         if planted(Bug::TornLooksWhole) {
             write()?;
+        }
+        if has_failed {
+            failed::remove(&*around.dir)
+                .map_err(|e| SessionError::io("noting that the disk works again", e))?;
         }
         let top = caches.pop().expect("a manifest lists at least one");
         caches.reverse();
@@ -399,6 +411,9 @@ impl Session {
     /// # Errors
     /// The file system's own. All is as it was, and can be tried again.
     pub fn tidy(&self) -> io::Result<()> {
+        if self.health.reason().is_some() {
+            failed::leave(&*self.dir)?;
+        }
         // Loaded anew each time: what is frozen meanwhile is somebody else's, and whoever retires it waits
         // until nobody holds it.
         while self.overlay.stack().top().punch_some()? {
