@@ -5,6 +5,7 @@
 //! bench        criterion -> a summary       bench peers   fio -> a table
 //! fuzz         cargo-fuzz              coverage      the tests, counted -> lines that none runs
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
+//! torture      servers and clients on disks that fail, are full, clocks that jump -> what was lost
 //! footprint    a guest that writes for ever, gc, compact -> bytes on disk, bytes written
 //! fs-aware     what a file system left behind, snapshotted as it is and as it needs it
 //! history      a session -> 10,000 snapshots -> bytes, look-ups
@@ -32,6 +33,7 @@ mod rig;
 mod run;
 mod soak;
 mod test;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,7 @@ cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds dec
 cargo xtask crashes --planted           the checker is checked: each bug that is planted has to be found; --seed N, --seconds-each N, --json
 cargo xtask schedules [SECONDS] [--seed N] threads that take turns as told over one device, against an oracle; a minute
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
+cargo xtask torture [SECONDS]           faults in real servers, and what was lost; 15 minutes; --hours N, --quick, --seed N, --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
 cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json
 cargo xtask fs-aware [--save]           deleted files and edits, no mount option: a snapshot as it is and --fs-aware; as root; --json";
@@ -76,6 +79,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["footprint", rest @ ..] => footprint::run(rest)?,
         ["fs-aware", rest @ ..] => fs_aware::run(rest)?,
         ["soak", rest @ ..] => soak::run(rest)?,
+        ["torture", rest @ ..] => torture::run(rest)?,
         ["history", rest @ ..] => history::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),
     }

@@ -149,6 +149,18 @@ pub(crate) const TESTS: &[Need] = &[
         "access rules in templates",
     ),
     need(
+        "nbdkit",
+        Some("nbdkit"),
+        || all(&["nbdkit"]),
+        "disks that fail below real servers",
+    ),
+    need(
+        "faketime",
+        Some("faketime"),
+        || crate::torture::clock_library().is_some(),
+        "clocks that jump",
+    ),
+    need(
         "busybox",
         Some("busybox-static"),
         || all(&["busybox"]),
@@ -163,10 +175,7 @@ pub(crate) const TESTS: &[Need] = &[
     need(
         "root, /dev/fuse and loop devices",
         None,
-        || {
-            let devices = ["/dev/fuse", "/dev/loop-control"];
-            is_root() && devices.iter().all(|path| Path::new(path).exists())
-        },
+        has_devices,
         "mkfs through FUSE, block devices",
     ),
     need(
@@ -176,6 +185,46 @@ pub(crate) const TESTS: &[Need] = &[
         "guests whose memory is served",
     ),
 ];
+
+/// What `torture` needs.
+pub(crate) const TORTURE: &[Need] = &[
+    need(
+        "root, /dev/fuse and loop devices",
+        None,
+        has_devices,
+        "all of it",
+    ),
+    need(
+        "nbdkit",
+        Some("nbdkit"),
+        || all(&["nbdkit"]),
+        "disks that fail",
+    ),
+    need(
+        "nbdfuse",
+        Some("libnbd-bin"),
+        || all(&["nbdfuse"]),
+        "disks that fail",
+    ),
+    need(
+        "mkfs.ext4, e2fsck",
+        Some("e2fsprogs"),
+        || all(&["mkfs.ext4", "e2fsck"]),
+        "disks that fail",
+    ),
+    need("fio", Some("fio"), || all(&["fio"]), "a client"),
+    need(
+        "faketime",
+        Some("faketime"),
+        || crate::torture::clock_library().is_some(),
+        "clocks that jump",
+    ),
+];
+
+fn has_devices() -> bool {
+    let devices = ["/dev/fuse", "/dev/loop-control"];
+    is_root() && devices.iter().all(|path| Path::new(path).exists())
+}
 
 /// What `bench peers` needs.
 pub(crate) const PEERS: &[Need] = &[

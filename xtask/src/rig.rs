@@ -4,10 +4,14 @@
 //!
 //! A rig goes with its directory when dropped, unless it is kept for somebody to look at.
 
+pub(crate) mod oracle;
 pub(crate) mod random;
+pub(crate) mod requests;
 pub(crate) mod server;
+pub(crate) mod story;
 pub(crate) mod table;
 pub(crate) mod usage;
+pub(crate) mod watch;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -29,7 +33,18 @@ impl Rig {
     /// Builds the command, and makes the directory: below TMPDIR, as all temporary files. `quiet`
     /// keeps standard output for a result.
     pub(crate) fn build(prefix: &str, quiet: bool) -> Result<Self> {
-        let mut build = cargo(["build", "--release", "-p", "cowslip"]);
+        Self::build_as(prefix, quiet, true)
+    }
+
+    /// The same, of the command as users have it (`release`), or as tests have it.
+    pub(crate) fn build_as(prefix: &str, quiet: bool, release: bool) -> Result<Self> {
+        let mut build = cargo(["build", "-p", "cowslip"]);
+        build.args(release.then_some("--release"));
+        let built = if release {
+            "release/cowslip"
+        } else {
+            "debug/cowslip"
+        };
         match quiet {
             true => drop(output(&mut build)?),
             false => step("building cowslip", &mut build)?,
@@ -39,7 +54,7 @@ impl Rig {
         std::fs::create_dir(dir.path().join("tmp"))?;
         // What is built later is another command.
         let program = dir.path().join("cowslip");
-        std::fs::copy(target_dir().join("release/cowslip"), &program)?;
+        std::fs::copy(target_dir().join(built), &program)?;
         Ok(Self { dir, program })
     }
 

@@ -2,10 +2,13 @@
 //!
 //! 1. what tests need of other people's programs is installed, or said to be missing;
 //! 2. format, lints, docs, tests, in this order; the first that fails ends it;
-//! 3. threads that take turns as told, and the checker is checked: every planted bug is found.
+//! 3. threads that take turns as told, and the checker is checked: every planted bug is found;
+//! 4. a quarter of a minute of faults in real servers.
 //!
 //! With everything there, `COWSLIP_REQUIRE_TOOLS=1` makes a test fail that would be left out for
 //! want of a program. With `CI=true`, a package that cannot be had is a failure.
+
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -49,6 +52,8 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     for told in PLANTED {
         step("schedules and planted bugs", &mut cargo(told.split(' ')))?;
     }
+    let mut torture = Command::new(std::env::current_exe()?);
+    step("torture", torture.args(["torture", "--quick"]))?;
     match missing.as_slice() {
         [] => println!("== all passed, nothing was skipped"),
         some => {

@@ -26,6 +26,8 @@ const CHUNKS: usize = 4;
 pub(crate) struct Server {
     child: Child,
     socket: PathBuf,
+    /// What it said when it was ready.
+    pub(crate) ready: String,
     said: Arc<Mutex<Vec<String>>>,
 }
 
@@ -44,7 +46,7 @@ impl Server {
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 if line.contains("ready:") {
-                    let _ = say.send(());
+                    let _ = say.send(line);
                     continue;
                 }
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,18 +55,19 @@ impl Server {
                 heard.drain(..over);
             }
         });
-        let server = Self {
+        let mut server = Self {
             child,
             socket,
+            ready: String::new(),
             said,
         };
-        server.wait_until_ready(&ready)?;
+        server.ready = server.wait_until_ready(&ready)?;
         Ok(server)
     }
 
-    fn wait_until_ready(&self, ready: &Receiver<()>) -> Result<()> {
+    fn wait_until_ready(&self, ready: &Receiver<String>) -> Result<String> {
         match ready.recv_timeout(PATIENCE) {
-            Ok(()) => Ok(()),
+            Ok(line) => Ok(line),
             Err(why) => bail!("the server is not ready ({why}): {}", self.said()),
         }
     }
@@ -81,6 +84,11 @@ impl Server {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where what it says is remembered.
+    pub(crate) fn hears(&self) -> Arc<Mutex<Vec<String>>> {
+        Arc::clone(&self.said)
     }
 
     /// What it said beside being ready.
@@ -111,7 +119,18 @@ impl Server {
     }
 
     /// SIGTERM, and waits until it has ended well.
-    pub(crate) fn end(mut self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
+        let said = Arc::clone(&self.said);
+        let status = self.end_somehow()?;
+        if !status.success() {
+            let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            bail!("a server ended badly ({status}): {}", said.join("\n"));
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and waits until it has ended; it may say that not all went well.
+    pub(crate) fn end_somehow(mut self) -> Result<ExitStatus> {
         self.check()?;
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
         kill_process(pid.context("a server has a pid")?, Signal::TERM)?;
@@ -119,10 +138,10 @@ impl Server {
         let Some(status) = status else {
             bail!("a server did not end within {PATIENCE:?}: {}", self.said());
         };
-        if !status.success() || self.said().contains("panicked") {
+        if status.code().is_none() || self.said().contains("panicked") {
             bail!("a server ended badly ({status}): {}", self.said());
         }
-        Ok(())
+        Ok(status)
     }
 }
 

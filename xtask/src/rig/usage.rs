@@ -58,6 +58,17 @@ pub(crate) fn threads_named(pid: u32, name: &str) -> Result<usize> {
     Ok(names.filter(|found| found.trim() == name).count())
 }
 
+/// How many connections a server has a thread for.
+pub(crate) fn connections(pid: u32) -> Result<usize> {
+    let tasks = list(&format!("/proc/{pid}/task"))?.into_iter();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.join("comm")).ok());
+    let is_one = |name: &String| {
+        let number = name.trim().strip_prefix("nbd-");
+        number.is_some_and(|number| number.parse::<u64>().is_ok())
+    };
+    Ok(names.filter(is_one).count())
+}
+
 /// What the files take on disk that a process has open, and that are removed from below a directory.
 pub(crate) fn removed_bytes(pid: u32, below: &Path) -> Result<u64> {
     let mut held = std::collections::BTreeMap::new();

@@ -7,40 +7,17 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
-use cowslip_block::{ByteOffset, ByteRange, Room};
-use cowslip_nbd::client::Command;
 use cowslip_nbd::{Client, Cookie};
 
-use super::oracle::{Clock, Cut, PER_BLOCK, UNIT, Version, Write, content, contents};
+use crate::rig::oracle::{Clock, Cut, UNIT, Version, Write, content};
 use crate::rig::random::Random;
+use crate::rig::requests::{self, Wish};
 use crate::rig::server::Server;
 
 /// Requests on their way over one connection.
 const IN_FLIGHT: usize = 16;
 /// Connections to a server.
 const CLIENTS: usize = 2;
-
-/// What is done to some units.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Write,
-    /// What is there already.
-    Same,
-    /// Zeros, by a plain write.
-    Zeros,
-    WriteZeroes,
-    Trim,
-    Flush,
-}
-
-const KINDS: &[(Kind, usize)] = &[
-    (Kind::Write, 20),
-    (Kind::Same, 3),
-    (Kind::Zeros, 2),
-    (Kind::WriteZeroes, 3),
-    (Kind::Trim, 4),
-    (Kind::Flush, 1),
-];
 
 /// A request that has no answer yet.
 struct Pending {
@@ -111,68 +88,29 @@ impl Device {
 
     /// Puts some requests on their way; with too many of them it waits for answers.
     pub(super) fn burst(&mut self, random: &mut Random, clock: &Clock) -> Result<()> {
-        let (most, longest) = [(64, 16), (16, 64), (8, 512), (2, 4096)][random.below(4)];
-        let base = random.below(self.versions.len());
-        // Around one place, or anywhere.
-        let reach = [2048, self.versions.len()][random.below(2)];
-        for _ in 0..1 + random.below(most) {
-            let kind = random.weighted(KINDS);
-            let start = (base + random.below(reach)) % self.versions.len();
-            let end = self.versions.len().min(start + 1 + random.below(longest));
-            let mut units = start..end;
-            if kind == Kind::Trim || random.once_in(2) {
-                let up = |unit: usize| unit.next_multiple_of(PER_BLOCK);
-                units = start / PER_BLOCK * PER_BLOCK..up(end).min(self.versions.len());
-            }
+        for wish in requests::burst(random, self.versions.len()) {
             let client = random.below(self.clients.len());
-            self.submit(client, kind, units, random.once_in(40), clock)?;
+            self.submit(client, &wish, clock)?;
         }
         Ok(())
     }
 
     /// One request, unless another is on its way to the same units.
-    fn submit(
-        &mut self,
-        client: usize,
-        kind: Kind,
-        units: Range<usize>,
-        fua: bool,
-        clock: &Clock,
-    ) -> Result<()> {
+    fn submit(&mut self, client: usize, wish: &Wish, clock: &Clock) -> Result<()> {
         while self.clients[client].in_flight() >= IN_FLIGHT {
             self.complete(client, clock)?;
         }
+        let units = wish.units.clone();
         if self.busy[units.clone()].contains(&true) {
             return Ok(());
         }
         let number = clock.tick();
-        let range = ByteRange::new((units.start * UNIT) as u64, (units.end * UNIT) as u64);
-        let data = match kind {
-            Kind::Write => contents(&vec![number; units.len()], units.start),
-            Kind::Same => contents(&self.versions[units.clone()], units.start),
-            Kind::Zeros => vec![0; units.len() * UNIT],
-            Kind::WriteZeroes | Kind::Trim | Kind::Flush => Vec::new(),
-        };
-        let command = match kind {
-            Kind::Flush => Command::Flush,
-            Kind::Trim => Command::Trim { range, fua },
-            Kind::WriteZeroes => Command::WriteZeroes {
-                range,
-                room: Room::Free,
-                fast: false,
-                fua,
-            },
-            Kind::Write | Kind::Same | Kind::Zeros => Command::Write {
-                offset: ByteOffset(range.start.0),
-                data: &data,
-                fua,
-            },
-        };
-        let write = (!matches!(kind, Kind::Flush | Kind::Same)).then(|| {
+        let data = wish.data(number, &self.versions[units.clone()]);
+        let write = wish.leaves(number).map(|version| {
             Rc::new(Write {
                 units: units.clone(),
                 submitted: number,
-                version: if kind == Kind::Write { number } else { 0 },
+                version,
                 answered: Cell::new(u32::MAX),
             })
         });
@@ -181,7 +119,7 @@ impl Device {
             self.cuts.iter().for_each(|cut| cut.add(write));
         }
         self.busy[units.clone()].fill(true);
-        let cookie = self.clients[client].submit(command)?;
+        let cookie = self.clients[client].submit(wish.command(&data))?;
         self.pending
             .insert((client, cookie), Pending { units, write });
         self.requests += 1;

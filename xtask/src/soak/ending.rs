@@ -130,9 +130,9 @@ impl Report {
             requests: world.requests,
             compared_bytes: world.compared_bytes,
             store_bytes_peak: world.store_bytes_peak,
-            samples: world.leaks.samples,
-            peak: world.leaks.peak.clone(),
-            last: world.leaks.last.clone(),
+            samples: world.leaks.samples(),
+            peak: world.leaks.peak(),
+            last: world.leaks.last(),
         }
     }
 

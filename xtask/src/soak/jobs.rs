@@ -20,8 +20,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::names::Name;
-use super::oracle::{PER_BLOCK, Version};
+
 use super::world::World;
+use crate::rig::oracle::{PER_BLOCK, Version};
 
 pub(super) const JOBS_MAX: usize = 5;
 /// No command takes as long on any machine.

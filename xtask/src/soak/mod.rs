@@ -3,7 +3,6 @@
 //! overlap, forks, resumed sessions, removed names, gc, compact, verify, diff, export, and kill -9 of
 //! all of them.
 //!
-//! - `oracle.rs`: what may be where;
 //! - `device.rs`: a session as its clients know it;  `names.rs`: names;
 //! - `world.rs`: what there is;  `operations.rs`: what is done next;  `jobs.rs`: commands beside it;
 //! - `leaks.rs`: what must not grow, and what must be gone at the end.
@@ -17,7 +16,6 @@ mod jobs;
 mod leaks;
 mod names;
 mod operations;
-mod oracle;
 mod world;
 
 use std::time::{Duration, Instant, SystemTime};

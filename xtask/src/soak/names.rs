@@ -13,8 +13,8 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 
 use super::jobs::What;
-use super::oracle::{Cut, Version};
 use super::world::World;
+use crate::rig::oracle::{Cut, Version};
 use crate::rig::usage::threads_named;
 
 pub(super) const NAMES_MAX: usize = 30;

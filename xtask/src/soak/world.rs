@@ -1,11 +1,8 @@
 //! [`World`]: what there is at one moment: sessions, with or without a server, names, and commands that
 //! run. One thread does all; what overlaps are the processes.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::Write as _;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -14,10 +11,11 @@ use super::device::Device;
 use super::jobs::Job;
 use super::leaks::Leaks;
 use super::names::{Asked, Name};
-use super::oracle::{Clock, UNIT, contents};
 use crate::rig::Rig;
+use crate::rig::oracle::{Clock, UNIT, contents};
 use crate::rig::random::Random;
 use crate::rig::server::{Server, socket_argument};
+use crate::rig::story::Story;
 use crate::rig::usage::du;
 
 /// Of the template. What is served is larger.
@@ -46,9 +44,7 @@ pub(super) struct World {
     pub(super) store_bytes_now: u64,
     pub(super) store_bytes_peak: u64,
     pub(super) numbers: usize,
-    begun: Instant,
-    remembered: VecDeque<String>,
-    log: File,
+    story: Story,
 }
 
 /// A session, served or at rest.
@@ -110,7 +106,7 @@ impl World {
         let at = socket_argument(&socket);
         let serve = ["serve", "template", "--read-only", "--nbd", &at];
         let template = Server::start(rig.command(serve), socket)?;
-        let log = File::create(rig.path("log"))?;
+        let story = Story::begin(&rig.path("log"), REMEMBERED)?;
         let mut world = Self {
             rig,
             random,
@@ -128,9 +124,7 @@ impl World {
             store_bytes_now: 0,
             store_bytes_peak: 0,
             numbers: 0,
-            begun: Instant::now(),
-            remembered: VecDeque::new(),
-            log,
+            story,
         };
         world.fork("template", true)?;
         Ok(world)
@@ -143,20 +137,12 @@ impl World {
     }
 
     pub(super) fn remember(&mut self, line: &str) {
-        let at = self.begun.elapsed().as_secs_f64();
-        let line = format!("{at:9.3} {line}");
-        // For whoever looks into a failure.
-        drop(writeln!(self.log, "{line}"));
-        self.remembered.push_back(line);
-        if self.remembered.len() > REMEMBERED {
-            self.remembered.pop_front();
-        }
+        self.story.add(line);
     }
 
     /// What was done last, a line each.
     pub(super) fn last_operations(&self) -> String {
-        let lines: Vec<&str> = self.remembered.iter().map(String::as_str).collect();
-        lines.join("\n")
+        self.story.last()
     }
 
     pub(super) fn next_number(&mut self) -> usize {

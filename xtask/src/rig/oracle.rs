@@ -19,15 +19,15 @@ use std::rc::Rc;
 use crate::rig::random::Random;
 
 /// Bytes.
-pub(super) const UNIT: usize = 1024;
+pub(crate) const UNIT: usize = 1024;
 /// Units in a block.
-pub(super) const PER_BLOCK: usize = 4;
+pub(crate) const PER_BLOCK: usize = 4;
 
 /// The number of a request, or 0 for zeros.
-pub(super) type Version = u32;
+pub(crate) type Version = u32;
 
 /// The bytes of a unit. Every fourth version is of a kind that compresses.
-pub(super) fn content(version: Version, unit: usize) -> [u8; UNIT] {
+pub(crate) fn content(version: Version, unit: usize) -> [u8; UNIT] {
     let mut bytes = [0; UNIT];
     if version != 0 {
         let mut random = Random((u64::from(version) << 32) ^ unit as u64);
@@ -44,7 +44,7 @@ pub(super) fn content(version: Version, unit: usize) -> [u8; UNIT] {
 }
 
 /// The bytes of a run of units.
-pub(super) fn contents(versions: &[Version], first: usize) -> Vec<u8> {
+pub(crate) fn contents(versions: &[Version], first: usize) -> Vec<u8> {
     let units = (first..).zip(versions);
     units
         .flat_map(|(unit, version)| content(*version, unit))
@@ -52,11 +52,11 @@ pub(super) fn contents(versions: &[Version], first: usize) -> Vec<u8> {
 }
 
 /// Moments and numbers.
-#[derive(Default)]
-pub(super) struct Clock(Cell<u32>);
+#[derive(Clone, Default)]
+pub(crate) struct Clock(Cell<u32>);
 
 impl Clock {
-    pub(super) fn tick(&self) -> u32 {
+    pub(crate) fn tick(&self) -> u32 {
         self.0.set(self.0.get() + 1);
         self.0.get()
     }
@@ -64,45 +64,45 @@ impl Clock {
 
 /// One request that changes something.
 #[derive(Debug)]
-pub(super) struct Write {
-    pub(super) units: Range<usize>,
-    pub(super) submitted: u32,
+pub(crate) struct Write {
+    pub(crate) units: Range<usize>,
+    pub(crate) submitted: u32,
     /// What it leaves: its own number, or 0.
-    pub(super) version: Version,
+    pub(crate) version: Version,
     /// `u32::MAX` until it is.
-    pub(super) answered: Cell<u32>,
+    pub(crate) answered: Cell<u32>,
 }
 
 /// What a snapshot may hold: see the module.
 #[derive(Debug)]
-pub(super) struct Cut {
+pub(crate) struct Cut {
     certain: Vec<Version>,
     writes: RefCell<Vec<Rc<Write>>>,
 }
 
 impl Cut {
-    pub(super) fn new(certain: Vec<Version>, on_their_way: Vec<Rc<Write>>) -> Rc<Self> {
+    pub(crate) fn new(certain: Vec<Version>, on_their_way: Vec<Rc<Write>>) -> Rc<Self> {
         let writes = RefCell::new(on_their_way);
         Rc::new(Self { certain, writes })
     }
 
     /// One more, submitted before the snapshot was answered.
-    pub(super) fn add(&self, write: &Rc<Write>) {
+    pub(crate) fn add(&self, write: &Rc<Write>) {
         self.writes.borrow_mut().push(Rc::clone(write));
     }
 
     /// The size of the image.
-    pub(super) fn units(&self) -> usize {
+    pub(crate) fn units(&self) -> usize {
         self.certain.len()
     }
 
     /// What it holds, if that is certain.
-    pub(super) fn exact(&self) -> Option<&[Version]> {
+    pub(crate) fn exact(&self) -> Option<&[Version]> {
         self.writes.borrow().is_empty().then_some(&self.certain)
     }
 
     /// What an image turns out to hold, or where it holds what it must not.
-    pub(super) fn judge(&self, image: &[u8]) -> Result<Vec<Version>, String> {
+    pub(crate) fn judge(&self, image: &[u8]) -> Result<Vec<Version>, String> {
         let (wanted, found) = (self.certain.len() * UNIT, image.len());
         if found != wanted {
             return Err(format!("{found} bytes, not {wanted}"));
