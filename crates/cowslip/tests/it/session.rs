@@ -64,6 +64,26 @@ fn a_session_that_a_command_has_open_is_served_when_that_is_done() {
 }
 
 #[test]
+fn a_session_that_a_command_has_open_is_forgotten_when_that_is_done() {
+    let rig = rig();
+    let served = rig.serve("base --session s --size 48M");
+    served.client().write(0, &noise(2, 16 * MIB)).unwrap();
+    served.end();
+    let listed = rig.json("sessions");
+    let id = listed[0]["id"].as_str().unwrap();
+    let mut command = rig.command(["snapshot", "s", "at-rest"]);
+    let mut command = command.stdout(Stdio::null()).spawn().unwrap();
+    let tmp = rig.store().join("tmp");
+    until("the seal to begin", || {
+        (sum(&tmp, &|m| m.len()) > 0).then_some(())
+    });
+    rig.ok(&format!("sessions --forget {id}"));
+    assert!(command.wait().unwrap().success(), "it was not disturbed");
+    let listed = rig.json("sessions");
+    assert_eq!(listed, serde_json::json!([]));
+}
+
+#[test]
 fn a_session_path_longer_than_a_socket_address() {
     let rig = rig();
     let long = "d".repeat(60);
