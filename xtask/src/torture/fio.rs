@@ -49,6 +49,8 @@ impl Fio {
         ]);
         fio.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
         fio.args(["--verify=crc32c", "--verify_fatal=1", "--iodepth=8"]);
+        // It would be written where this was started.
+        fio.arg("--verify_state_save=0");
         fio.arg(format!("--size={BYTES}"))
             .arg(format!("--randseed={seed}"));
         match verify {
