@@ -2,8 +2,9 @@
 //!
 //! 1. what tests need of other people's programs is installed, or said to be missing;
 //! 2. format, lints, docs, tests, in this order; the first that fails ends it;
-//! 3. threads that take turns as told, and the checker is checked: every planted bug is found;
-//! 4. a quarter of a minute of faults in real servers.
+//! 3. crashes of histories that nobody has seen: their seed is the time, and is told;
+//! 4. threads that take turns as told, and the checker is checked: every planted bug is found;
+//! 5. a quarter of a minute of faults in real servers.
 //!
 //! With everything there, `COWSLIP_REQUIRE_TOOLS=1` makes a test fail that would be left out for
 //! want of a program. With `CI=true`, a package that cannot be had is a failure.
@@ -49,6 +50,8 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     // A workspace of its own; the long runs of its targets want another compiler, and are `cargo xtask fuzz`.
     let doors = "test --manifest-path fuzz/Cargo.toml --no-default-features --locked";
     step("fuzz targets, briefly", &mut cargo(doors.split(' ')))?;
+    let fresh = "run --quiet -p cowslip-sim --bin crashes -- 20 --length 12";
+    step("crashes of fresh seeds", &mut cargo(fresh.split(' ')))?;
     for told in PLANTED {
         step("schedules and planted bugs", &mut cargo(told.split(' ')))?;
     }
