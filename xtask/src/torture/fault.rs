@@ -6,7 +6,7 @@
 //! | server stopped           | nothing: they wait         | all that was answered                      |
 //! | full                     | no space                   | all that was answered                      |
 //! | writes fail              | input/output error         | all that was flushed, no other bytes       |
-//! | reads fail               | input/output error         | all that was answered                      |
+//! | reads fail               | input/output error         | all that was flushed, no other bytes       |
 //! | client gone, half-closed | the connection is gone     | all that was answered                      |
 //! | clock                    | nothing                    | all that was answered                      |
 

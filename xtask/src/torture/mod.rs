@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::process::{Pid, Signal, kill_process};
 
 use self::client::{Shared, Work};
 use self::files::Files;
@@ -169,6 +170,7 @@ fn inside(wanted: &Wanted) -> Result<()> {
             eprintln!("{}\n\ntorture: seed {seed}: {error:#}", told.last());
             drop(told);
             run.keep_evidence();
+            run.end_servers();
             // The others, and all that they have started, go with this process.
             std::process::exit(1);
         }
@@ -289,6 +291,16 @@ impl Run<'_> {
         match self.wanted.json {
             true => println!("{:#}", tally.json(&sums)),
             false => print!("{}", tally.text(&sums)),
+        }
+    }
+
+    /// Whoever waits in the kernel for a server that is stopped, this process as well, waits no longer.
+    fn end_servers(&self) {
+        for victim in &self.victims {
+            let pid = i32::try_from(victim.pid.load(Ordering::SeqCst));
+            if let Some(pid) = pid.ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 

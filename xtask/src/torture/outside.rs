@@ -11,8 +11,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::Wanted;
+use super::plans::{By, PLANS};
 use crate::packages::{TORTURE, provide};
 use crate::rig::server::wait_within;
+use crate::rig::usage::processes_of;
 use crate::run::program;
 
 /// For the kernel to take back what a namespace had.
@@ -45,6 +47,12 @@ pub(super) fn run(wanted: &Wanted) -> Result<()> {
             break None;
         }
     };
+    // They are killed, and dying takes a moment.
+    let give_up = Instant::now() + GONE_WITHIN;
+    while !processes_of(dir.path())?.is_empty() && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    detach(dir.path());
     let left = loops_below(dir.path());
     match status {
         Some(status) if status.success() && left.is_empty() => Ok(()),
@@ -85,6 +93,24 @@ fn inside(wanted: &Wanted, dir: &Path) -> Result<std::process::Child> {
         .env("TMPDIR", dir)
         .spawn()
         .context("starting unshare")
+}
+
+/// The block device of a server that was killed stays until somebody says that it is not wanted.
+fn detach(dir: &Path) {
+    let rigs = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for rig in rigs.map(|entry| entry.path()) {
+        for victim in PLANS.iter().filter(|plan| plan.by == By::Files) {
+            let mut command = Command::new(rig.join("cowslip"));
+            command.args(["detach", "--stale", "--quiet"]);
+            command.env("COWSLIP_RUN_DIR", rig.join(victim.name).join("run"));
+            // Without a command nothing was attached.
+            if let Ok(output) = command.output()
+                && !output.status.success()
+            {
+                eprintln!("{}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+        }
+    }
 }
 
 /// Loop devices over files of a directory, when the kernel has had time to let go of them.

@@ -110,11 +110,9 @@ impl Place {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.with_loop(|device, _| {
-            let mut mkfs = tool("mkfs.ext4")?;
-            mkfs.args(["-q", "-m", "0", "-E", "lazy_itable_init=0"]);
-            output(mkfs.arg(device)).map(drop)
-        })?;
+        let mut mkfs = tool("mkfs.ext4")?;
+        mkfs.args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0"]);
+        output(mkfs.arg(self.device()))?;
         self.mount()
     }
 
@@ -122,28 +120,11 @@ impl Place {
         self.base.join("fuse/disk")
     }
 
-    /// Does something with a loop device over the disk, which goes when nobody needs it any more.
-    fn with_loop(&self, then: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<()> {
-        let give_up = Instant::now() + WITHIN;
-        let device = loop {
-            // Another process may take the same one.
-            match output(tool("losetup")?.args(["-f", "--show"]).arg(self.device())) {
-                Ok(device) => break PathBuf::from(device.trim()),
-                Err(error) if Instant::now() > give_up => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
-        let done = then(&device, &self.dir);
-        output(tool("losetup")?.arg("-d").arg(device))?;
-        done
-    }
-
+    /// Over a loop device that goes with the mount.
     fn mount(&self) -> Result<()> {
-        self.with_loop(|device, dir| {
-            let mut mount = tool("mount")?;
-            mount.args(["-t", "ext4", "-o", "discard,noatime"]);
-            output(mount.arg(device).arg(dir)).map(drop)
-        })
+        let mut mount = tool("mount")?;
+        mount.args(["-t", "ext4", "-o", "loop,discard,noatime"]);
+        output(mount.arg(self.device()).arg(&self.dir)).map(drop)
     }
 
     pub(super) fn unmount(&self) -> Result<()> {
@@ -164,16 +145,12 @@ impl Place {
             return Ok(());
         }
         self.unmount()?;
-        self.with_loop(|device, _| {
-            let checked = tool("e2fsck")?.args(["-f", "-y"]).arg(device).output()?;
-            match checked.status.code() {
-                Some(0..=2) => Ok(()),
-                _ => bail!(
-                    "e2fsck of the disk below: {}",
-                    String::from_utf8_lossy(&checked.stdout)
-                ),
-            }
-        })?;
+        let mut e2fsck = tool("e2fsck")?;
+        let checked = e2fsck.args(["-f", "-y"]).arg(self.device()).output()?;
+        if !matches!(checked.status.code(), Some(0..=2)) {
+            let said = String::from_utf8_lossy(&checked.stdout);
+            bail!("e2fsck of the disk below: {said}");
+        }
         self.mount()?;
         // It could not be removed from a disk that had failed.
         self.free();

@@ -366,19 +366,20 @@ impl<'a> Victim<'a> {
                 set(&may.be_full);
                 self.place(under).fill()?;
             }
-            Fault::FailWrites(under) => {
+            Fault::FailWrites(under) | Fault::FailReads(under) => {
                 set(&may.fail);
-                // A store beside the session is on the same disk.
+                // Also where it cannot be read: a write that needs to look where it goes fails then. A
+                // store beside the session is on the same disk.
                 if under == Under::Session || self.session.is_none() {
                     set(&may.forget);
                 }
-                self.place(under).fail("fail-writes", true)?;
-                self.failed.push(under);
-            }
-            Fault::FailReads(under) => {
-                set(&may.fail);
-                self.place(under).fail("fail-reads", true)?;
-                self.place(under).forget_cached();
+                let place = self.place(under);
+                if let Fault::FailReads(_) = fault {
+                    place.fail("fail-reads", true)?;
+                    place.forget_cached();
+                } else {
+                    place.fail("fail-writes", true)?;
+                }
                 self.failed.push(under);
             }
             Fault::Client(how) => {
