@@ -308,6 +308,10 @@ impl Requests {
         }
         let grade = shared.may.grade();
         for (unit, found) in (start..end).zip(bytes.chunks_exact(UNIT)) {
+            // What is being written just now may be half there.
+            if self.busy[unit] {
+                continue;
+            }
             let checked = self.history.check(unit, found, grade);
             checked.map_err(|why| Trouble::Finding(format!("while it runs: {why}")))?;
         }
