@@ -60,7 +60,8 @@ pub(crate) fn enter() -> Result<(), Failure> {
     }
     let program = std::env::current_exe().map_err(failed)?;
     let error = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "--"])
+        // What is unmounted outside goes here as well, where mounts are shared; nothing goes out.
+        .args(["--mount", "--propagation", "slave", "--"])
         .arg(program)
         .args(std::env::args_os().skip(1))
         .env(OUTSIDE, here)

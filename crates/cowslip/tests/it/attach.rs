@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -411,7 +411,14 @@ fn a_mount_that_is_unmounted_ends() {
     let mnt = devices.dir("mnt");
     let mut mounted = devices.mount("base mnt --session s");
     write_synced(&mnt.join("file"), &noise(1, MIB));
-    run("umount", [mnt.to_str().unwrap()]);
+    // Another test that starts a program has our files open in it for a moment.
+    let umount = || {
+        Command::new(tool("umount").unwrap())
+            .arg(&mnt)
+            .status()
+            .unwrap()
+    };
+    until("umount", || umount().success().then_some(()));
     assert!(mounted.wait_within(PATIENCE).success());
     devices.assert_nothing_left();
     // It has a socket for snapshots as any other.

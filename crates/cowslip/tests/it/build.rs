@@ -5,10 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::RwLockWriteGuard;
 
 use serde_json::Value;
 
 use crate::bytes::noise;
+use crate::devices::no_devices;
 use crate::rig::{Rig, Served, said, until};
 use crate::tools::{have, run, skip, tool};
 
@@ -19,12 +21,13 @@ fn ready(test: &str, tools: &[&str]) -> bool {
     have(test, &[&E2FSPROGS, tools].concat())
 }
 
-fn is_root(test: &str) -> bool {
+/// To mount, in a namespace.
+fn as_root(test: &str) -> Option<RwLockWriteGuard<'static, ()>> {
     let yes = rustix::process::geteuid().is_root() && Path::new("/dev/loop-control").exists();
     if !yes {
         skip(test, "root and loop devices");
     }
-    yes
+    yes.then(no_devices)
 }
 
 /// Names that something might take for more than names.
@@ -113,9 +116,12 @@ fn a_template_holds_what_its_source_holds() {
     let tools = [
         "tar", "zstd", "rsync", "setfattr", "setfacl", "mount", "unshare",
     ];
-    if !ready(test, &tools) || !is_root(test) {
+    if !ready(test, &tools) {
         return;
     }
+    let Some(_alone) = as_root(test) else {
+        return;
+    };
     let rig = Rig::new();
     let tree = rig.path("tree");
     fs::create_dir(&tree).unwrap();
@@ -179,9 +185,12 @@ fn a_whole_distribution_is_the_same_both_ways() {
         );
         return;
     };
-    if !ready(test, &["tar", "rsync", "mount", "unshare"]) || !is_root(test) {
+    if !ready(test, &["tar", "rsync", "mount", "unshare"]) {
         return;
     }
+    let Some(_alone) = as_root(test) else {
+        return;
+    };
     let rig = Rig::new();
     let tree = rig.path("tree");
     fs::create_dir(&tree).unwrap();
@@ -255,9 +264,12 @@ fn build_with(rig: &Rig, name: &str, script: &str) -> Command {
 #[test]
 fn what_a_command_deletes_leaves_nothing() {
     let test = "what_a_command_deletes_leaves_nothing";
-    if !ready(test, &["busybox", "unshare", "setpriv", "fstrim"]) || !is_root(test) {
+    if !ready(test, &["busybox", "unshare", "setpriv", "fstrim"]) {
         return;
     }
+    let Some(_alone) = as_root(test) else {
+        return;
+    };
     let rig = Rig::new();
     shell(&rig);
     let built = |name, script| -> Value {
@@ -291,9 +303,12 @@ fn what_a_command_deletes_leaves_nothing() {
 #[test]
 fn nothing_is_left_of_a_build_that_was_killed() {
     let test = "nothing_is_left_of_a_build_that_was_killed";
-    if !ready(test, &["busybox", "unshare", "setpriv", "fstrim"]) || !is_root(test) {
+    if !ready(test, &["busybox", "unshare", "setpriv", "fstrim"]) {
         return;
     }
+    let Some(_alone) = as_root(test) else {
+        return;
+    };
     let rig = Rig::new();
     shell(&rig);
     // A process of the command that nobody else has; it ends by itself, whatever becomes of the test.

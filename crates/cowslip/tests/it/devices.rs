@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, TryLockResult};
+use std::time::Duration;
 
 use crate::rig::{Rig, Served, until};
 use crate::tools::{have, run, skip, tool};
@@ -12,6 +14,28 @@ pub(crate) const MOUNT_OPTIONS: &str = "discard,noatime,lazytime";
 /// A rig, and the end of all its devices. Declared before servers, so that it goes after them.
 pub(crate) struct Devices {
     pub(crate) rig: Rig,
+    _mounts: RwLockReadGuard<'static, ()>,
+}
+
+/// A mount namespace that is made has all mounts that there are, and holds them, whoever unmounts them outside: so none is made
+/// while devices are in use, and the other way round.
+static MOUNTS: RwLock<()> = RwLock::new(());
+
+/// For a test that makes mount namespaces.
+pub(crate) fn no_devices() -> RwLockWriteGuard<'static, ()> {
+    patiently(|| MOUNTS.try_write())
+}
+
+/// Nobody is in the way of a test that asks a second time, as one who waits in the lock's own line would be.
+fn patiently<T>(attempt: impl Fn() -> TryLockResult<T>) -> T {
+    loop {
+        match attempt() {
+            Ok(guard) => return guard,
+            // By a test that failed.
+            Err(TryLockError::Poisoned(guard)) => return guard.into_inner(),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 impl Devices {
@@ -24,7 +48,10 @@ impl Devices {
             return None;
         }
         let always = ["losetup", "mount", "umount", "blkid"];
-        have(test, &[&always, tools].concat()).then(|| Self { rig: Rig::new() })
+        have(test, &[&always, tools].concat()).then(|| Self {
+            rig: Rig::new(),
+            _mounts: patiently(|| MOUNTS.try_read()),
+        })
     }
 
     /// A snapshot of zeros.
