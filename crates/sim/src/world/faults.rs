@@ -56,16 +56,22 @@ fn run(operations: &[Operation], at: usize, after: u64, errno: i32) -> Result<bo
         // What failed to be flushed is not forgotten.
         world.flush_all()?;
     }
+    let mut distrusted = world.is_poisoned();
     for operation in &operations[at + 1..] {
         let before = world.is_poisoned();
         match world.apply(operation) {
             Err(_) if before => world.settle()?,
             other => other?,
         }
+        if before && matches!(operation, Operation::Restart(_)) {
+            world.accept()?;
+        }
+        distrusted |= before || world.is_poisoned();
     }
     for (forget, end) in [(Forget::Nothing, End::Kill), (Forget::Unsynced, End::Cut)] {
         let disk = world.disk.after_cut(forget);
-        let next = World::after(disk, end, end, &world, world.oracle.clone());
+        let promised = if distrusted { End::Cut } else { end };
+        let next = World::after(disk, end, promised, &world, world.oracle.clone());
         next.and_then(World::check_end)?;
     }
     Ok(true)
@@ -75,6 +81,18 @@ impl World {
     fn is_poisoned(&self) -> bool {
         let reason = |s: &Session| s.status().is_ok_and(|status| status.poisoned.is_some());
         self.sessions.values().any(reason)
+    }
+
+    /// A session whose disk failed believes only what was flushed when it is opened again.
+    fn accept(&mut self) -> Result<(), String> {
+        let numbers: Vec<_> = self.sessions.keys().copied().collect();
+        for number in numbers {
+            let now = self.read(number)?;
+            let known = self.oracle.sessions.get_mut(&number);
+            let accepted = known.expect("it is open").accept(&now, End::Cut);
+            accepted.map_err(|e| format!("session {number} opened after a failure: {e}"))?;
+        }
+        Ok(())
     }
 
     /// A request that failed was done, or not, block by block: from here on it is what is read. Of a session that
