@@ -404,14 +404,8 @@ fn as_many_as_there_are_places_and_more() {
             .map(|_| UnixStream::connect(&at.socket).unwrap())
             .collect();
         goes_on();
-        // A large request of somebody else has its turn, also while some stay who never let go of theirs.
         drop(silent);
         loris.0.truncate(12);
-        let mut large = until("a place", || at.connect());
-        let mut bytes = vec![0; 32 * MIB];
-        large.write(GOOD as u64, &noise(9, 32 * MIB)).unwrap();
-        large.read(GOOD as u64, &mut bytes).unwrap();
-        assert_same(&bytes, &noise(9, 32 * MIB), "a large request");
         loris.byte();
         goes_on();
     });
