@@ -8,14 +8,15 @@
 //! 2. Whoever holds a share never waits for more of it, it gets rid of its replies first. So those who wait
 //!    do so for clients, and never in a circle.
 //! 3. Those who wait are served in the order in which they came, and nobody passes them.
-//! 4. While somebody waits, a share that lies still for [`HOLD_WITHIN`] is overdue: its connection ends. So whoever
-//!    waits is served, however many others send slowly or read nothing.
+//! 4. While somebody waits, a share for whose bytes its client did nothing for [`HOLD_WITHIN`] is overdue: its connection
+//!    ends. To do something is to send or take [`MOVED_BYTES_MIN`] of them; the time that the server itself needs to
+//!    execute a request is not the client's. So whoever waits is served, however many others send slowly or read nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::limits::{HOLD_WITHIN, LARGE_BYTES_MAX};
+use crate::limits::{HOLD_WITHIN, LARGE_BYTES_MAX, MOVED_BYTES_MIN};
 
 /// See the module.
 pub(crate) struct Budget {
@@ -61,8 +62,10 @@ impl Budget {
 pub(crate) struct Share {
     budget: Arc<Budget>,
     bytes: usize,
-    /// When a request was last taken on account of it.
+    /// When it was last of use.
     used: Instant,
+    /// What has moved since then.
+    moved: usize,
 }
 
 impl Share {
@@ -71,6 +74,7 @@ impl Share {
             budget,
             bytes: 0,
             used: Instant::now(),
+            moved: 0,
         }
     }
 
@@ -86,8 +90,9 @@ impl Share {
             return false;
         }
         state.left -= more;
+        drop(state);
         self.bytes += more;
-        self.used = Instant::now();
+        self.renew();
         true
     }
 
@@ -109,7 +114,7 @@ impl Share {
             self.bytes = bytes;
         }
         drop(state);
-        self.used = Instant::now();
+        self.renew();
         self.budget.changed.notify_all();
     }
 
@@ -120,6 +125,21 @@ impl Share {
             self.bytes -= back;
             self.budget.locked().left += back;
             self.budget.changed.notify_all();
+        }
+    }
+
+    /// It is of use now: its time begins again.
+    pub(crate) fn renew(&mut self) {
+        self.used = Instant::now();
+        self.moved = 0;
+    }
+
+    /// So many bytes came from the client or went to it.
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.moved += bytes;
+        // A byte now and then is no use to anybody.
+        if self.moved >= MOVED_BYTES_MIN && self.bytes > 0 {
+            self.renew();
         }
     }
 
@@ -200,6 +220,35 @@ mod tests {
         drop(large);
         assert_eq!(small.recv().unwrap().bytes(), 5);
         assert!(passer.covers(HALF) && !holder.is_wanted());
+    }
+
+    #[test]
+    fn a_share_is_overdue_unless_enough_moves() {
+        let budget = Arc::new(Budget::new());
+        let mut holder = Share::of(Arc::clone(&budget));
+        assert!(holder.covers(LARGE_BYTES_MAX));
+        let long_ago = |share: &mut Share| {
+            let then = Instant::now().checked_sub(2 * HOLD_WITHIN);
+            share.used = then.expect("a machine that has run for some seconds");
+        };
+        long_ago(&mut holder);
+        assert!(!holder.is_overdue(), "nobody waits");
+        let waiting = waiter(&budget, HALF);
+        assert!(holder.is_overdue());
+        holder.moved(MOVED_BYTES_MIN - 1);
+        assert!(holder.is_overdue(), "a little is nothing");
+        holder.moved(1);
+        assert!(!holder.is_overdue(), "little by little it is enough");
+        long_ago(&mut holder);
+        holder.moved(MOVED_BYTES_MIN - 1);
+        assert!(holder.is_overdue(), "and is counted anew");
+        holder.renew();
+        assert!(!holder.is_overdue(), "a request was executed");
+        long_ago(&mut holder);
+        holder.moved(MOVED_BYTES_MIN - 1);
+        assert!(holder.is_overdue());
+        drop(holder);
+        waiting.recv().unwrap();
     }
 
     #[test]

@@ -208,6 +208,8 @@ impl Connection {
                     let payload = &self.inbox.held()[Request::BYTES..whole];
                     self.executor.execute(request.cookie, command, payload);
                     self.consume(whole);
+                    // A slow disk is not the client's fault.
+                    self.share.renew();
                 }
             }
             if self.executor.out.len() >= SEND_BYTES {
@@ -276,14 +278,16 @@ impl Connection {
 
     /// Sends what the socket takes.
     fn send(&mut self) -> Result<(), ConnectionError> {
-        let out = &mut self.executor.out;
-        while !out.is_empty() && !self.send_blocked {
+        while !self.executor.out.is_empty() && !self.send_blocked {
             match send(
                 &self.socket,
-                out.held(),
+                self.executor.out.held(),
                 SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
             ) {
-                Ok(len) => out.consume(len),
+                Ok(len) => {
+                    self.executor.out.consume(len);
+                    self.share.moved(len);
+                }
                 Err(Errno::AGAIN) => self.send_blocked = true,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -358,7 +362,10 @@ impl Connection {
         };
         match recv(&self.socket, self.inbox.room(len), flags) {
             Ok((_, 0)) => self.input_ended = true,
-            Ok((_, len)) => self.inbox.extend(len),
+            Ok((_, len)) => {
+                self.inbox.extend(len);
+                self.share.moved(len);
+            }
             Err(Errno::AGAIN) => return Ok(false),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -17,6 +17,8 @@ pub const OWN_BYTES: usize = 2 << 20;
 pub const LARGE_BYTES_MAX: usize = 256 << 20;
 /// While others wait for a turn, a client that lets its own lie still so long is sent away.
 pub const HOLD_WITHIN: Duration = Duration::from_secs(5);
+/// Fewer bytes than this, sent or taken in that time, count as lying still.
+pub const MOVED_BYTES_MIN: usize = 1 << 20;
 /// A connection looks so often whether somebody waits for what it holds.
 pub const HOLD_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is kept free in [`OWED_BYTES_MAX`] for any reply without data.

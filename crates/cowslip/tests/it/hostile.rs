@@ -330,6 +330,15 @@ fn files(at: &At) -> usize {
     std::fs::read_dir(path).unwrap().count()
 }
 
+/// Says that it is the end, also of a test that fails: the good client would go on for ever.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The good client goes on while this lasts, and has gone on at the end of it.
 fn beside_a_good_client(at: &At, image: &[u8], attack: impl FnOnce(&dyn Fn())) {
     let (end, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -341,6 +350,7 @@ fn beside_a_good_client(at: &At, image: &[u8], attack: impl FnOnce(&dyn Fn())) {
     };
     std::thread::scope(|scope| {
         let good = scope.spawn(|| good_client(at, image, &end, &rounds));
+        let ended = End(&end);
         goes_on();
         let files_before = files(at);
         let threads_before = status(at, "Threads:");
@@ -351,7 +361,7 @@ fn beside_a_good_client(at: &At, image: &[u8], attack: impl FnOnce(&dyn Fn())) {
             let back = files(at) <= files_before;
             (back && status(at, "Threads:") <= threads_before + 2).then_some(())
         });
-        end.store(true, Ordering::Relaxed);
+        drop(ended);
         good.join().unwrap();
     });
     let peak = memory_peak(at);
@@ -404,8 +414,14 @@ fn as_many_as_there_are_places_and_more() {
             .map(|_| UnixStream::connect(&at.socket).unwrap())
             .collect();
         goes_on();
+        // A large request of somebody else has its turn, also while some stay who never let go of theirs.
         drop(silent);
         loris.0.truncate(12);
+        let mut large = until("a place", || at.connect());
+        let mut bytes = vec![0; 32 * MIB];
+        large.write(GOOD as u64, &noise(9, 32 * MIB)).unwrap();
+        large.read(GOOD as u64, &mut bytes).unwrap();
+        assert_same(&bytes, &noise(9, 32 * MIB), "a large request");
         loris.byte();
         goes_on();
     });
