@@ -17,7 +17,7 @@
 //! - 2: [`Cache::flush`] makes all that has returned survive a power cut.
 //! - 3: partial blocks are read-modify-write under the block's stripe: two writers of two halves of a
 //!   block both stay.
-//! - 10: no room fails the request, and nothing else; EIO poisons the session.
+//! - 10: no room fails the request, and nothing else; EIO poisons the session. What a disk that failed lost is not shown as zeros.
 //! - 13: a hole is punched under the stripe, after a look that the block is still ZeroHeld.
 //!
 //! Locks, in the order taken: `flushing`, then stripes (by number), then `journal`, then `states`
@@ -47,7 +47,8 @@ use crate::sync::{
     Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
 };
 use crate::tracker::StateTracker;
-use crate::units::{BlockCount, BlockIndex, BlockSize, ByteOffset, ByteRange};
+use crate::units::{BlockCount, BlockIndex, BlockRange, BlockSize, ByteOffset, ByteRange};
+use crate::zero::is_zero;
 
 /// The state of one block of a cache; see the table on top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,12 +328,48 @@ impl Cache {
         self.states().run_at(start, end)
     }
 
-    /// Reads bytes of blocks that are Dirty.
+    /// Reads bytes of blocks that are Dirty. None of them is a hole: one that is was lost by a disk that failed, and that may not
+    /// have said so yet.
     ///
     /// # Errors
-    /// The file system's own. Reads never poison.
+    /// The file system's own, which do not poison; a block that was lost does.
     pub fn read_dirty(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<(), DeviceError> {
-        Ok(self.file.read_at(buf, offset.0)?)
+        self.file.read_at(buf, offset.0)?;
+        let size = self.block_size();
+        let (mut at, mut rest) = (offset.0, &*buf);
+        while !rest.is_empty() {
+            let block = size.block_floor(ByteOffset(at));
+            let end = size.bytes_of(BlockRange::one(block)).end.0;
+            let (piece, after) = rest.split_at(rest.len().min(index_usize(end - at)));
+            if is_zero(piece) {
+                self.check_there(block)?;
+            }
+            (at, rest) = (end, after);
+        }
+        Ok(())
+    }
+
+    /// Part of a block read as zeros while it was Dirty: the rest of it may not, it may have been zeroed meanwhile, or it was lost.
+    fn check_there(&self, block: BlockIndex) -> Result<(), DeviceError> {
+        let _stripe = locked(self.stripe(block));
+        match self.state_of(block) {
+            Dirty => self.read_block(block, &mut vec![0; self.block_size().bytes_usize()]),
+            Untouched | Zero | ZeroHeld => Ok(()),
+        }
+    }
+
+    /// Reads a block that is Dirty, under its stripe.
+    fn read_block(&self, block: BlockIndex, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let at = self.block_size().offset_of(block).0;
+        self.file.read_at(bytes, at)?;
+        let is_hole = |data: Option<(u64, u64)>| {
+            data.is_none_or(|(start, _)| start >= at + bytes.len() as u64)
+        };
+        if is_zero(bytes) && is_hole(self.file.next_data(at)?) {
+            let what = format!("the disk lost what was written to it: block {}", block.0);
+            return Err(self.health.poison(&what));
+        }
+        Ok(())
     }
 
     /// The room that the bytes take, and that the journal takes, in bytes.

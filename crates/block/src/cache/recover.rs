@@ -9,7 +9,7 @@ use crate::device::Geometry;
 use crate::files::File;
 use crate::planted::{Bug, planted};
 use crate::tracker::StateTracker;
-use crate::units::{BlockRange, BlockSize};
+use crate::units::{BlockRange, BlockSize, ByteRange};
 use crate::zero::is_zero;
 
 /// What a journal says, as far as it can be believed.
@@ -59,6 +59,9 @@ pub(super) fn recover(
         }
         closed = *mark == Mark::Closed;
     }
+    if !replay.same_boot {
+        zero_what_was_punched(&mut states, geometry.block_size, file)?;
+    }
     let lost = replay.same_boot && is_lost(replay, &states, geometry.block_size, file)?;
     Ok(Recovered {
         states,
@@ -88,6 +91,29 @@ fn is_lost(
         }
     }
     Ok(false)
+}
+
+/// After a power cut, a hole may be there whose record is not: a block that was zeroed after the last flush.
+fn zero_what_was_punched(
+    states: &mut StateTracker<BlockState>,
+    size: BlockSize,
+    file: &dyn File,
+) -> io::Result<()> {
+    let dirty: Vec<_> = states.blocks_in(Dirty).expect(TRACKED).collect();
+    for run in dirty {
+        let bytes = size.bytes_of(run);
+        let mut at = bytes.start.0;
+        while at < bytes.end.0 {
+            let (data, end) = match file.next_data(at)? {
+                Some((start, end)) if start < bytes.end.0 => (start, end),
+                _ => (bytes.end.0, bytes.end.0),
+            };
+            let hole = size.blocks_inside(ByteRange::new(at, data));
+            states.set_range(hole, Zero).expect(TRACKED);
+            at = end;
+        }
+    }
+    Ok(())
 }
 
 /// Invariant 2, after a power cut: a mark without its bytes does not count.

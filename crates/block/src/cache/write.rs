@@ -97,11 +97,10 @@ impl Cache {
 
     /// A block as it is here. Where it is Untouched, what was read from below stays.
     fn read_rest(&self, block: BlockIndex, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        let at = self.block_size().offset_of(block);
         match self.state_of(block) {
             Untouched => {}
-            Dirty => self.read_dirty(at, bytes)?,
-            ZeroHeld if planted(Bug::StaleUnderZero) => self.read_dirty(at, bytes)?,
+            Dirty => self.read_block(block, bytes)?,
+            ZeroHeld if planted(Bug::StaleUnderZero) => self.read_block(block, bytes)?,
             ZeroHeld | Zero => bytes.fill(0),
         }
         Ok(())

@@ -80,3 +80,45 @@ fn a_sync_that_fails_in_a_checkpoint_poisons_as_well() {
         assert!(read(&device, 0, BLOCK) == pattern(1, BLOCK));
     }
 }
+
+/// A kernel that has no place for a page drops it, and tells whoever syncs next: until then reads would show zeros.
+#[test]
+fn what_the_disk_lost_is_not_read_as_zeros() {
+    let dir = MemoryFs::new().root();
+    let (device, _) = overlay(&dir, SIZE, pattern(3, index(SIZE)));
+    let mut half = pattern(1, BLOCK);
+    half[..BLOCK / 2].fill(0);
+    device.write(ByteOffset(0), &half).unwrap();
+    device.write(ByteOffset(BLOCK as u64), &half).unwrap();
+    let file = dir.open("cache-1.data", Access::ReadWrite).unwrap();
+    file.punch(BLOCK as u64, BLOCK as u64).unwrap();
+    assert!(
+        read(&device, 0, BLOCK / 2) == [0; 2048],
+        "half of it is zeros"
+    );
+    device.write(ByteOffset(10), &[5]).unwrap();
+    let mut buf = [0; 100];
+    let error = (&device as &dyn Device).read_at(ByteOffset(BLOCK as u64 + 9), &mut buf);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("lost") && error.contains("block 1"),
+        "{error}"
+    );
+    // What is there is still read; nothing is written any more.
+    half[10] = 5;
+    assert!(read(&device, 0, BLOCK) == half);
+    let write = device.write(ByteOffset(0), &half);
+    assert!(matches!(write, Err(DeviceError::Poisoned(_))), "{write:?}");
+}
+
+/// Nor does it become part of a block that is written in part.
+#[test]
+fn what_the_disk_lost_is_not_written_around() {
+    let dir = MemoryFs::new().root();
+    let (device, _) = overlay(&dir, SIZE, pattern(3, index(SIZE)));
+    device.write(ByteOffset(0), &pattern(1, BLOCK)).unwrap();
+    let file = dir.open("cache-1.data", Access::ReadWrite).unwrap();
+    file.punch(0, BLOCK as u64).unwrap();
+    let write = device.write(ByteOffset(10), &[5]);
+    assert!(matches!(write, Err(DeviceError::Poisoned(_))), "{write:?}");
+}
