@@ -9,6 +9,8 @@
 //! A page that is being installed is claimed: a second fault for it does nothing, as the first one's install wakes all who wait. What a fault
 //! wants is decided by `page.rs`, and decided again under the gate, for it may be another by then.
 
+mod fill;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -17,11 +19,13 @@ use cowslip_block::tracker::StateTracker;
 use cowslip_block::{BlockIndex, BlockRange, DeviceError};
 use rustix::io::Errno;
 
+pub use self::fill::{Fill, Filled};
 use crate::handshake::Handshake;
 use crate::page::{Action, Bytes, Impossible, Install, PageEvent, PageState, next};
 use crate::regions::Regions;
 use crate::source::{PageBytes, Source};
 use crate::sys::{Access, Event, Stopped, Uffd};
+use crate::trace::Trace;
 
 /// How writes are noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +117,8 @@ pub struct Guest {
 struct Pages {
     states: StateTracker<PageState>,
     claimed: HashSet<BlockIndex>,
+    /// Where it is recorded.
+    trace: Option<Trace>,
 }
 
 impl Pages {
@@ -125,6 +131,28 @@ impl Pages {
     fn set(&mut self, pages: BlockRange, state: PageState) {
         let set = self.states.set_range(pages, state);
         set.expect("regions have the image's pages, and all states are tracked");
+    }
+
+    /// Somebody needs a page.
+    fn touched(&mut self, page: BlockIndex) {
+        if self.trace.is_some() && self.state(page) == PageState::Missing {
+            self.trace.iter_mut().for_each(|trace| trace.touched(page));
+        }
+    }
+
+    /// Of a run, what was never served and is not on its way is on its way from now on.
+    fn claim_missing(&mut self, run: BlockRange) -> Vec<BlockRange> {
+        let mut claimed: Vec<BlockRange> = Vec::new();
+        for page in run.iter() {
+            if self.state(page) != PageState::Missing || !self.claimed.insert(page) {
+                continue;
+            }
+            match claimed.last_mut() {
+                Some(last) if last.end == page => last.end.0 += 1,
+                _ => claimed.push(BlockRange::one(page)),
+            }
+        }
+        claimed
     }
 
     /// What is to be done about an event; the page is what it is from now on.
@@ -154,6 +182,7 @@ impl Guest {
             pages: Mutex::new(Pages {
                 states: states.expect("five states, and no more pages than an image has"),
                 claimed: HashSet::new(),
+                trace: None,
             }),
         }
     }
@@ -176,6 +205,37 @@ impl Guest {
     /// What its pages are now.
     pub fn states(&self) -> StateTracker<PageState> {
         self.locked().states.clone()
+    }
+
+    /// From now on, what it touches first is noted.
+    pub fn record(&self) {
+        let trace = Trace::new(self.regions.page_size());
+        self.locked().trace.get_or_insert(trace);
+    }
+
+    /// What was noted so far, if it is.
+    pub fn trace(&self) -> Option<Trace> {
+        self.locked().trace.clone()
+    }
+
+    /// Is what it touches noted?
+    pub fn is_recorded(&self) -> bool {
+        self.locked().trace.is_some()
+    }
+
+    /// Nothing is told of its memory any more: what is not there reads as zeros.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn let_go(&self) -> Result<(), GuestError> {
+        let all = self.regions.addresses_of(self.regions.pages());
+        for (_, addresses) in all {
+            match self.uffd.unregister(addresses) {
+                Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(why) => return Err(kernel("letting go of the memory")(why)),
+            }
+        }
+        Ok(())
     }
 
     fn locked(&self) -> MutexGuard<'_, Pages> {
@@ -262,6 +322,7 @@ impl Guest {
         if !pages.claimed.insert(page) {
             return Ok(Served::Done);
         }
+        pages.touched(page);
         drop(pages);
         let claim = Claim { page, event };
         match install.bytes {
@@ -315,35 +376,22 @@ impl Guest {
         }
     }
 
-    /// One request; what it installed, if it did, and what the kernel said.
+    /// What it installed, if it did, and what the kernel said.
     fn install(
         &self,
         page: BlockIndex,
         install: Install,
         bytes: &PageBytes,
     ) -> (Option<Install>, Result<(), Errno>) {
-        let addresses = self.addresses(page);
-        let is_protected = install.is_protected && self.tracking != Tracking::None;
-        let len = usize::try_from(self.page_bytes()).unwrap_or(0);
-        let stored = match install.bytes {
-            Bytes::Image => bytes.bytes().and_then(|bytes| bytes.get(..len)),
-            Bytes::Zeros => None,
+        let wanted = match install.bytes {
+            Bytes::Image => bytes.install().bytes,
+            Bytes::Zeros => Bytes::Zeros,
         };
-        let (what, put) = match stored {
-            Some(bytes) => (
-                Bytes::Image,
-                self.uffd.copy(addresses.start, bytes, is_protected, true),
-            ),
-            None if is_protected || len > ZEROS.len() => (
-                Bytes::Zeros,
-                self.copy_zeros(addresses.start, len, is_protected),
-            ),
-            None => (Bytes::Zeros, self.uffd.zero(addresses, true)),
-        };
-        match put {
+        let stored = bytes.bytes().filter(|_| wanted == Bytes::Image);
+        match self.copy(self.addresses(page), stored, install.is_protected) {
             Ok(()) => {
                 let install = Install {
-                    bytes: what,
+                    bytes: wanted,
                     is_protected: install.is_protected,
                 };
                 (Some(install), Ok(()))
@@ -352,12 +400,45 @@ impl Guest {
         }
     }
 
-    /// Zeros that are noticed when they are written, and huge ones: the kernel's own zero page is neither.
-    fn copy_zeros(&self, to: u64, len: usize, is_protected: bool) -> Result<(), Stopped> {
-        match ZEROS.get(..len) {
-            Some(zeros) => self.uffd.copy(to, zeros, is_protected, true),
-            None => self.uffd.copy(to, &vec![0; len], is_protected, true),
+    /// The first of these bytes, or zeros, at these addresses. What is protected is noticed when it is written, unless nothing is.
+    fn copy(
+        &self,
+        addresses: Range<u64>,
+        bytes: Option<&[u8]>,
+        is_protected: bool,
+    ) -> Result<(), Stopped> {
+        let is_protected = is_protected && self.tracking != Tracking::None;
+        let len = usize::try_from(addresses.end - addresses.start).unwrap_or(0);
+        if let Some(bytes) = bytes {
+            let bytes = bytes.get(..len).unwrap_or(bytes);
+            return self.uffd.copy(addresses.start, bytes, is_protected, true);
         }
+        let is_huge = self.page_bytes() > ZEROS.len() as u64;
+        // The kernel's own page of zeros is not huge, and is never protected.
+        if !is_huge && !is_protected {
+            return self.uffd.zero(addresses, true);
+        }
+        let own;
+        let zeros = match is_huge {
+            true => {
+                own = vec![0; usize::try_from(self.page_bytes()).unwrap_or(0)];
+                &own[..]
+            }
+            false => &ZEROS[..],
+        };
+        let mut done = 0;
+        for at in (0..len).step_by(zeros.len()) {
+            let zeros = &zeros[..zeros.len().min(len - at)];
+            let put = self
+                .uffd
+                .copy(addresses.start + at as u64, zeros, is_protected, true);
+            put.map_err(|stopped| Stopped {
+                done_bytes: done + stopped.done_bytes,
+                ..stopped
+            })?;
+            done += zeros.len() as u64;
+        }
+        Ok(())
     }
 
     fn answered(
@@ -391,8 +472,8 @@ impl Guest {
     }
 }
 
-/// A page of the usual size.
-static ZEROS: [u8; 4096] = [0; 4096];
+/// Many pages of the usual size.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 fn kernel(what: &'static str) -> impl FnOnce(Errno) -> GuestError {
     move |why| GuestError::Kernel { what, why }

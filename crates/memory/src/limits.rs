@@ -8,3 +8,7 @@ pub const REGIONS_MAX: usize = 128;
 pub const GUESTS_MAX: usize = 16_384;
 /// Handshakes that go on at the same time: each is a thread, for a moment.
 pub const HANDSHAKES_MAX: usize = 64;
+/// Pages in a trace: 4 GiB of the usual ones. Whatever was touched later is fetched when it is asked for.
+pub const TRACE_PAGES_MAX: u64 = 1 << 20;
+/// Runs in a trace: 8 MiB of them.
+pub const TRACE_RUNS_MAX: usize = 1 << 20;

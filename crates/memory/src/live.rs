@@ -10,23 +10,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cowslip_block::{BlockIndex, BlockRange};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv, sockopt::socket_peercred};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::guest::{Guest, GuestError, Served, Tracking};
+use crate::guest::{Fill, Guest, GuestError, Served, Tracking};
 use crate::handshake::Handshake;
-use crate::pool::{Line, Pool, Turns};
+use crate::pool::{Line, Pool, Queue, Turns};
+use crate::prefetch::Prefetch;
 use crate::regions::Regions;
 use crate::source::Source;
 use crate::sys::{self, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, Uffd};
+use crate::trace::Trace;
 
 /// How long a store may fail before a guest that waits for it is given up.
 pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
 /// While addresses are being given back, which takes as long as one read of events.
-const PUT_OFF: Duration = Duration::from_micros(100);
+pub(crate) const PUT_OFF: Duration = Duration::from_micros(100);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Looked at behind a page that was fetched: what a frame holds.
+const AHEAD_BYTES: u64 = 64 << 10;
+/// Of one guest, at the same time.
+const PREFETCHERS: usize = 2;
 
 /// Hands lines to people.
 pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
@@ -98,7 +105,7 @@ impl Live {
             match self.guest.fault(address, access) {
                 Ok(Served::Done | Served::Gone) => {}
                 Ok(rest @ (Served::Cold(_) | Served::Again(..))) => {
-                    pool.push(self, &self.line, rest)
+                    pool.push(self, &self.line, Job::Fault(rest));
                 }
                 Err(error) => self.give_up(&error),
             }
@@ -128,21 +135,53 @@ impl Live {
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    fn tell(&self, what: impl Display) {
+    pub(crate) fn tell(&self, what: impl Display) {
         (self.say)(&format!("guest of process {}: {what}", self.pid()));
     }
 }
 
-impl Turns for Live {
-    type Job = Served;
+/// What may take a while.
+#[derive(Clone, Debug)]
+pub(crate) enum Job {
+    /// A fault that could not be served at once.
+    Fault(Served),
+    /// What nobody has asked for yet.
+    Prefetch(Arc<Prefetch>),
+}
 
-    fn act(self: &Arc<Self>, job: Served) {
+impl Turns for Live {
+    type Job = Job;
+
+    fn act(self: &Arc<Self>, job: Job, queue: &Queue<Self>) {
+        match job {
+            Job::Fault(served) => self.serve_slowly(served),
+            Job::Prefetch(prefetch) => match prefetch.step(&self.guest) {
+                Ok(true) if !self.is_over() => {
+                    queue.push(self, &self.line, Job::Prefetch(prefetch));
+                }
+                Ok(_) => {}
+                Err(GuestError::Bytes { claim, source }) => self.tell(format_args!(
+                    "page {}: {source}; nothing more is prefetched",
+                    claim.page().0
+                )),
+                Err(error) => self.give_up(&error),
+            },
+        }
+    }
+}
+
+impl Live {
+    /// Serves a fault to its end.
+    fn serve_slowly(&self, job: Served) {
         let give_up = Instant::now() + FETCH_WITHIN;
         let (mut pause, mut next) = (PAUSE_MIN, Ok(job));
         while !self.is_over() {
             next = match next {
                 Ok(Served::Done | Served::Gone) => return,
-                Ok(Served::Cold(claim)) => self.guest.fetch(claim),
+                Ok(Served::Cold(claim)) => match self.guest.fetch(claim) {
+                    Ok(Served::Done) => return self.look_ahead(claim.page()),
+                    other => other,
+                },
                 Ok(Served::Again(page, event)) if Instant::now() < give_up => {
                     thread::sleep(PUT_OFF);
                     self.guest.serve(page, event)
@@ -167,6 +206,56 @@ impl Turns for Live {
                 Err(error) => return self.give_up(&error),
             };
         }
+    }
+}
+
+impl Live {
+    /// What came with a page is at hand now: a guest that goes on there does not stop again.
+    fn look_ahead(&self, page: BlockIndex) {
+        let pages = AHEAD_BYTES / u64::from(self.guest.regions().page_size().bytes());
+        let ahead = BlockRange::new(page.0 + 1, page.0 + 1 + pages);
+        // A trace is to have what was touched, and no more.
+        if self.guest.is_recorded() {
+            return;
+        }
+        if let Err(error) = self.guest.fill(ahead, Fill::AtHand) {
+            self.give_up(&error);
+        }
+    }
+
+    /// Prefetches.
+    pub(crate) fn prefetch(self: &Arc<Self>, trace: &Arc<Trace>, pool: &Pool<Self>) {
+        let prefetch = Arc::new(Prefetch::new(Arc::clone(trace)));
+        for _ in 0..PREFETCHERS {
+            pool.push(self, &self.line, Job::Prefetch(Arc::clone(&prefetch)));
+        }
+    }
+
+    /// Puts all in place that is left, so that it needs nobody any more, and lets it go.
+    ///
+    /// # Errors
+    /// [`GuestError`]: it is still served then.
+    pub(crate) fn release(&self) -> Result<(), GuestError> {
+        let (give_up, mut pause) = (Instant::now() + FETCH_WITHIN, PAUSE_MIN);
+        loop {
+            match self.guest.fill(self.guest.regions().pages(), Fill::Stored) {
+                Ok(filled) if filled.stopped == Some(Errno::AGAIN) => thread::sleep(PUT_OFF),
+                Ok(_) => break,
+                Err(GuestError::Bytes { .. }) if Instant::now() < give_up => {
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.guest.let_go()?;
+        self.forget();
+        Ok(())
+    }
+
+    /// Nobody serves it from here on, and it cannot go on alone.
+    pub(crate) fn abandon(&self, why: &dyn std::error::Error) {
+        self.give_up(why);
     }
 }
 

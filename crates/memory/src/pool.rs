@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// One who has jobs.
-pub(crate) trait Turns: Send + Sync + 'static {
+pub(crate) trait Turns: Send + Sync + Sized + 'static {
     /// What is to be done.
     type Job: Send + Debug;
 
-    /// Does one. It may block.
-    fn act(self: &Arc<Self>, job: Self::Job);
+    /// Does one. It may block, and may leave more for later.
+    fn act(self: &Arc<Self>, job: Self::Job, pool: &Queue<Self>);
 }
 
 /// The jobs of one, in order.
@@ -24,13 +24,14 @@ pub(crate) struct Line<T: Turns> {
 
 /// See the module.
 pub(crate) struct Pool<T: Turns> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<Queue<T>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 type Turn<T> = (Arc<T>, Arc<Line<T>>);
 
-struct Shared<T: Turns> {
+/// What the threads have in common.
+pub(crate) struct Queue<T: Turns> {
     turns: Mutex<Turnstile<T>>,
     came: Condvar,
 }
@@ -54,7 +55,7 @@ impl<T: Turns> Default for Line<T> {
 
 impl<T: Turns> Pool<T> {
     pub(crate) fn new(threads: usize, name: &str) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Queue {
             turns: Mutex::new(Turnstile {
                 queue: VecDeque::new(),
                 ended: false,
@@ -71,6 +72,12 @@ impl<T: Turns> Pool<T> {
     }
 
     pub(crate) fn push(&self, who: &Arc<T>, line: &Arc<Line<T>>, job: T::Job) {
+        self.shared.push(who, line, job);
+    }
+}
+
+impl<T: Turns> Queue<T> {
+    pub(crate) fn push(&self, who: &Arc<T>, line: &Arc<Line<T>>, job: T::Job) {
         let is_first = {
             let mut jobs = locked(&line.jobs);
             jobs.push_back(job);
@@ -78,12 +85,10 @@ impl<T: Turns> Pool<T> {
         };
         // Else its turn is in the queue, or will be put there by who took the job before.
         if is_first {
-            self.shared.queue((Arc::clone(who), Arc::clone(line)));
+            self.queue((Arc::clone(who), Arc::clone(line)));
         }
     }
-}
 
-impl<T: Turns> Shared<T> {
     fn queue(&self, turn: Turn<T>) {
         locked(&self.turns).queue.push_back(turn);
         self.came.notify_one();
@@ -117,7 +122,7 @@ impl<T: Turns> Shared<T> {
                 self.queue((Arc::clone(&who), line));
             }
             if let Some(job) = job {
-                who.act(job);
+                who.act(job, self);
             }
         }
     }
@@ -154,7 +159,7 @@ mod tests {
     impl Turns for One {
         type Job = u32;
 
-        fn act(self: &Arc<Self>, job: u32) {
+        fn act(self: &Arc<Self>, job: u32, _: &Queue<Self>) {
             locked(&self.go).recv().ok();
             self.done.send((self.name, job)).unwrap();
         }

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use crate::limits::{GUESTS_MAX, HANDSHAKES_MAX};
 use crate::live::{Live, Say};
 use crate::pool::Pool;
 use crate::source::Source;
+use crate::trace::Trace;
 
 /// A monitor sends its handshake at once.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -43,6 +44,15 @@ const BATCH: usize = 64;
 /// What is told apart by a number: this is the end; the others are guests.
 const STOP: u64 = 0;
 
+/// How guests are served.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Put in place before they ask.
+    pub trace: Option<Arc<Trace>>,
+    /// What the first one touches is noted, for [`Server::trace`]; not where there is a trace.
+    pub record: bool,
+}
+
 /// See the module.
 pub struct Server {
     shared: Arc<Shared>,
@@ -51,6 +61,9 @@ pub struct Server {
 
 struct Shared {
     source: Arc<Source>,
+    options: Options,
+    /// The guest whose touches are noted.
+    recorded: OnceLock<Arc<Live>>,
     epoll: OwnedFd,
     /// Readable from the end on, for all who wait.
     stop: OwnedFd,
@@ -90,6 +103,7 @@ impl Server {
     pub fn start(
         listener: UnixListener,
         source: Arc<Source>,
+        options: Options,
         say: impl Fn(&str) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -98,6 +112,8 @@ impl Server {
         epoll::add(&epoll, &stop, end, epoll::EventFlags::IN)?;
         let shared = Arc::new(Shared {
             source,
+            options,
+            recorded: OnceLock::new(),
             epoll,
             stop,
             guests: Mutex::default(),
@@ -121,6 +137,24 @@ impl Server {
         let thread = thread::Builder::new().name(name.to_owned()).spawn(work)?;
         self.threads.push(thread);
         Ok(())
+    }
+
+    /// What the first guest touched so far, where that is noted.
+    pub fn trace(&self) -> Option<Trace> {
+        self.shared.recorded.get()?.guest().trace()
+    }
+
+    /// Lets all guests go on alone: what is left of their memory is put in place. Those for which that cannot be done are
+    /// said, and stay.
+    pub fn release(&self) {
+        for live in self.guests() {
+            if let Err(error) = live.release() {
+                live.tell(format_args!(
+                    "it needs this server still: {}",
+                    chain(&error)
+                ));
+            }
+        }
     }
 
     /// The guests that are served now.
@@ -199,6 +233,12 @@ impl Shared {
         let (source, say) = (Arc::clone(&self.source), Arc::clone(&self.say));
         let live = Arc::new(Live::new(handshake, connection, source, say)?);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
+        if self.options.record && self.options.trace.is_none() {
+            self.recorded.get_or_init(|| {
+                live.guest().record();
+                Arc::clone(&live)
+            });
+        }
         self.locked().insert(id, Arc::clone(&live));
         let (fault, end) = (
             epoll::EventFlags::IN,
@@ -220,8 +260,12 @@ impl Shared {
         });
         waited.map_err(|error| {
             self.forget(id);
-            io::Error::from(error).into()
-        })
+            io::Error::from(error)
+        })?;
+        if let Some(trace) = &self.options.trace {
+            live.prefetch(trace, &self.pool);
+        }
+        Ok(())
     }
 
     /// Until the end; waits for nothing but for what happens.

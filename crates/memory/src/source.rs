@@ -12,6 +12,8 @@ use cowslip_block::{BlockIndex, BlockRange, BlockSize, DeviceError};
 use cowslip_snapshot::image::Piece;
 use cowslip_snapshot::{Image, MapRun, StoreError};
 
+use crate::page::Install;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Source {
@@ -38,6 +40,14 @@ impl PageBytes {
             Self::Zeros(len) => *len,
             Self::Shared(_, range) => range.len() as u64,
             Self::Own(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// How such pages are put in place.
+    pub(crate) fn install(&self) -> Install {
+        match self {
+            Self::Zeros(_) => Install::ZEROS,
+            Self::Shared(..) | Self::Own(_) => Install::IMAGE,
         }
     }
 
