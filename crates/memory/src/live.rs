@@ -252,11 +252,6 @@ impl Live {
         self.forget();
         Ok(())
     }
-
-    /// Nobody serves it from here on, and it cannot go on alone.
-    pub(crate) fn abandon(&self, why: &dyn std::error::Error) {
-        self.give_up(why);
-    }
 }
 
 /// How writes can be noticed, and from now on are: what the monitor asked for when it made the userfaultfd decides. Where nobody can tell, not at all.

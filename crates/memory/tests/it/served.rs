@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use cowslip_memory::guest::Tracking;
-use cowslip_memory::server::Server;
+use cowslip_memory::server::{Options, Server};
 use tempfile::TempDir;
 
 use crate::rig::{Control, can, image_byte, source, until};
@@ -25,7 +25,7 @@ impl Host {
         let said = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&said);
         let say = move |line: &str| lines.lock().unwrap().push(line.to_owned());
-        let server = Server::start(listener, source, say).unwrap();
+        let server = Server::start(listener, source, Options::default(), say).unwrap();
         Self { temp, server, said }
     }
 
