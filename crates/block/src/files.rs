@@ -9,6 +9,7 @@
 //! - names are single path components.
 
 mod real;
+mod sys;
 
 use std::fmt::Debug;
 use std::io;
@@ -168,6 +169,14 @@ pub trait File: Send + Sync + Debug {
     /// # Errors
     /// The file system's own.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
+
+    /// The same without room that was reserved, and never written: also where the kernel remembers that it was read, or that it could not be written.
+    ///
+    /// # Errors
+    /// The file system's own.
+    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        self.next_data(offset)
+    }
 
     /// Makes the bytes as they are now survive a power cut (fdatasync).
     ///

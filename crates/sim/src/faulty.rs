@@ -320,6 +320,11 @@ impl File for FaultyFile {
         self.inner.next_data(offset)
     }
 
+    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        self.check(Call::NextData)?;
+        self.inner.next_written(offset)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.check(Call::Sync)?;
         self.inner.sync()

@@ -328,8 +328,8 @@ impl Cache {
         self.states().run_at(start, end)
     }
 
-    /// Reads bytes of blocks that are Dirty. None of them is a hole: one that is was lost by a disk that failed, and that may not
-    /// have said so yet.
+    /// Reads bytes of blocks that are Dirty. None of them is room that was never written: one that is was lost by a disk that failed, and that
+    /// may not have said so yet.
     ///
     /// # Errors
     /// The file system's own, which do not poison; a block that was lost does.
@@ -365,7 +365,7 @@ impl Cache {
         let is_hole = |data: Option<(u64, u64)>| {
             data.is_none_or(|(start, _)| start >= at + bytes.len() as u64)
         };
-        if is_zero(bytes) && is_hole(self.file.next_data(at)?) {
+        if is_zero(bytes) && is_hole(self.file.next_written(at)?) {
             let what = format!("the disk lost what was written to it: block {}", block.0);
             return Err(self.health.poison(&what));
         }

@@ -100,16 +100,24 @@ fn zero_what_was_punched(
     file: &dyn File,
 ) -> io::Result<()> {
     let dirty: Vec<_> = states.blocks_in(Dirty).expect(TRACKED).collect();
+    let mut bytes = vec![0; size.bytes_usize()];
     for run in dirty {
-        let bytes = size.bytes_of(run);
-        let mut at = bytes.start.0;
-        while at < bytes.end.0 {
-            let (data, end) = match file.next_data(at)? {
-                Some((start, end)) if start < bytes.end.0 => (start, end),
-                _ => (bytes.end.0, bytes.end.0),
+        let range = size.bytes_of(run);
+        let mut at = range.start.0;
+        while at < range.end.0 {
+            let (data, end) = match file.next_written(at)? {
+                Some((start, end)) if start < range.end.0 => (start, end),
+                _ => (range.end.0, range.end.0),
             };
-            let hole = size.blocks_inside(ByteRange::new(at, data));
-            states.set_range(hole, Zero).expect(TRACKED);
+            for block in size.blocks_inside(ByteRange::new(at, data)).iter() {
+                // The kernel may have it all the same, and not have written it yet.
+                file.read_at(&mut bytes, size.offset_of(block).0)?;
+                if is_zero(&bytes) {
+                    states
+                        .set_range(BlockRange::one(block), Zero)
+                        .expect(TRACKED);
+                }
+            }
             at = end;
         }
     }

@@ -10,6 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::sys::next_extent;
 use super::{Access, Dir, File, Identity, Lock};
 
 /// A directory of the real file system.
@@ -262,6 +263,14 @@ impl File for RealFile {
             Err(error) => return Err(error.into()),
         };
         Ok(Some((start, sys::seek(&self.0, SeekFrom::Hole(start))?)))
+    }
+
+    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        match next_extent(&self.0, offset) {
+            // A file system without extents: what it reserves it writes.
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::BADR) => self.next_data(offset),
+            other => Ok(other?),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
