@@ -101,6 +101,10 @@ impl Requests {
                 *connection = Some(Connection::to(&shared.address())?);
             }
         }
+        if shared.generation.load(Ordering::SeqCst) != generation {
+            (0..CLIENTS).try_for_each(|at| self.lose(at, shared))?;
+            return Err(gone("it is served anew"));
+        }
         if shared.may.grade() == Grade::Cut && generation != self.generation {
             let image = self.read_image(shared)?;
             let now = self.clock.tick();

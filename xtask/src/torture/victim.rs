@@ -148,7 +148,8 @@ impl<'a> Victim<'a> {
     /// Serves the session, for the first time or again.
     pub(super) fn serve(&mut self) -> Result<()> {
         let session = self.session_dir();
-        let is_first = self.shared.generation.load(Ordering::SeqCst) == 0;
+        // Before there is anybody to connect to: whoever reaches the new server can know that it is a new one.
+        let is_first = self.shared.generation.fetch_add(1, Ordering::SeqCst) == 0;
         let how = match self.plan.by {
             By::Requests | By::Fio => "serve",
             By::Files => {
@@ -183,7 +184,6 @@ impl<'a> Victim<'a> {
         *said = server.hears();
         drop(said);
         self.shared.pid.store(server.pid(), Ordering::SeqCst);
-        self.shared.generation.fetch_add(1, Ordering::SeqCst);
         self.server = Some(server);
         self.watch.begin_again();
         self.tally().servers += 1;
