@@ -1,5 +1,6 @@
 //! What can be typed. Help texts are the first thing that many people read of cowslip.
 
+mod memory;
 mod values;
 
 use std::ffi::OsString;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::SnapshotName;
 use uuid::Uuid;
 
+pub(crate) use self::memory::{Memory, MemoryServe};
 pub(crate) use self::values::{Address, Size};
 
 /// The snapshot storage engine for microVM sandboxes.
@@ -126,6 +128,9 @@ pub(crate) enum Command {
     Compact(Compact),
     /// List the sessions that the store keeps something for
     Sessions(Sessions),
+    /// Serve guests' memory
+    #[command(subcommand)]
+    Memory(Memory),
     /// In a guest, just before a snapshot: take out of a mounted file system what the snapshot need not hold
     #[command(after_help = QUIESCE)]
     Quiesce(Quiesce),

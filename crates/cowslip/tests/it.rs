@@ -51,6 +51,8 @@ mod images;
 mod kill;
 #[path = "it/lab.rs"]
 mod lab;
+#[path = "it/memory_serve.rs"]
+mod memory_serve;
 #[path = "it/mixed.rs"]
 mod mixed;
 #[path = "it/qemu.rs"]
@@ -67,3 +69,8 @@ mod sockets;
 mod sparse;
 #[path = "it/tools.rs"]
 mod tools;
+
+#[test]
+fn the_guest() {
+    cowslip_vmm::run_if_asked();
+}

@@ -92,6 +92,9 @@ pub enum GuestError {
         /// Why.
         source: DeviceError,
     },
+    /// The server ends before the guest does.
+    #[error("it is not served any more, and cannot go on alone")]
+    Abandoned,
     /// What the kernel says, that it should not.
     #[error("{what}: {why}")]
     Kernel {

@@ -32,6 +32,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Looked at behind a page that was fetched: what a frame holds.
 const AHEAD_BYTES: u64 = 64 << 10;
+/// A guest that is released is looked at in steps of so much.
+const RELEASE_STEP_BYTES: u64 = 16 << 20;
 /// Of one guest, at the same time.
 const PREFETCHERS: usize = 2;
 
@@ -231,16 +233,33 @@ impl Live {
         }
     }
 
-    /// Puts all in place that is left, so that it needs nobody any more, and lets it go.
+    /// Puts all in place that is left, so that it needs nobody any more, and lets it go. `progress` is handed bytes that were looked at, of all.
     ///
     /// # Errors
     /// [`GuestError`]: it is still served then.
-    pub(crate) fn release(&self) -> Result<(), GuestError> {
+    pub(crate) fn release(&self, progress: &dyn Fn(u64, u64)) -> Result<(), GuestError> {
+        let all = self.guest.regions().pages();
+        let page_bytes = u64::from(self.guest.regions().page_size().bytes());
+        let step = (RELEASE_STEP_BYTES / page_bytes).max(1);
+        for start in (0..all.end.0).step_by(usize::try_from(step).unwrap_or(1)) {
+            if self.is_over() {
+                return Ok(());
+            }
+            let end = all.end.0.min(start + step);
+            self.release_some(BlockRange::new(start, end))?;
+            progress(end * page_bytes, all.end.0 * page_bytes);
+        }
+        self.guest.let_go()?;
+        self.forget();
+        Ok(())
+    }
+
+    fn release_some(&self, pages: BlockRange) -> Result<(), GuestError> {
         let (give_up, mut pause) = (Instant::now() + FETCH_WITHIN, PAUSE_MIN);
         loop {
-            match self.guest.fill(self.guest.regions().pages(), Fill::Stored) {
+            match self.guest.fill(pages, Fill::Stored) {
                 Ok(filled) if filled.stopped == Some(Errno::AGAIN) => thread::sleep(PUT_OFF),
-                Ok(_) => break,
+                Ok(_) => return Ok(()),
                 Err(GuestError::Bytes { .. }) if Instant::now() < give_up => {
                     thread::sleep(pause);
                     pause = (pause * 2).min(PAUSE_MAX);
@@ -248,9 +267,13 @@ impl Live {
                 Err(error) => return Err(error),
             }
         }
-        self.guest.let_go()?;
-        self.forget();
-        Ok(())
+    }
+
+    /// Nobody serves it from here on, and it cannot go on alone.
+    pub(crate) fn abandon(&self) {
+        if !self.is_over() {
+            self.give_up(&GuestError::Abandoned);
+        }
     }
 }
 

@@ -12,7 +12,8 @@
 //! | a page whose bytes cannot be had, for [`FETCH_WITHIN`](crate::live::FETCH_WITHIN) | said; the guest's process is killed. It would wait for ever, and zeros would be a lie |
 //! | what no guest does, what the kernel should not say | the same |
 //! | the guest's process ends, or closes its connection | it is forgotten |
-//! | this process ends | the kernel lets all who wait go on: a page that was never served reads as zeros. So a monitor must end with its server: it holds the other end of the connection, and sees it close |
+//! | the server is dropped | guests that it has not released are killed |
+//! | this process is killed | a monitor that has kept its userfaultfd, as Firecracker does, waits at its next fault for ever; of one that has not, the kernel lets all who wait go on, and a page that was never served reads as zeros. So a monitor must end with its server: it holds the other end of the connection, and sees it close |
 //!
 //! Locks: the table of guests, held for a look-up.
 
@@ -106,6 +107,7 @@ impl Server {
         options: Options,
         say: impl Fn(&str) + Send + Sync + 'static,
     ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
         let end = epoll::EventData::new_u64(STOP);
@@ -145,16 +147,21 @@ impl Server {
     }
 
     /// Lets all guests go on alone: what is left of their memory is put in place. Those for which that cannot be done are
-    /// said, and stay.
-    pub fn release(&self) {
+    /// said, and stay. `progress` is handed bytes of one guest's memory, and all of them.
+    pub fn release(&self, progress: &dyn Fn(u64, u64)) {
         for live in self.guests() {
-            if let Err(error) = live.release() {
+            if let Err(error) = live.release(progress) {
                 live.tell(format_args!(
                     "it needs this server still: {}",
                     chain(&error)
                 ));
             }
         }
+    }
+
+    /// Kills all guests that are still served: nobody will.
+    pub fn abandon(&self) {
+        self.guests().iter().for_each(|live| live.abandon());
     }
 
     /// The guests that are served now.
@@ -171,7 +178,7 @@ impl Drop for Server {
             // One that panicked has said so.
             drop(thread.join());
         }
-        self.shared.locked().values().for_each(|live| live.forget());
+        self.abandon();
     }
 }
 
@@ -197,6 +204,7 @@ impl Shared {
             }
             match listener.accept() {
                 Ok((connection, _)) => Self::welcome(shared, connection),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Out of descriptors, say: the next one may come when a guest has gone.
                 Err(error) => {
                     (shared.say)(&format!("a guest could not come in: {error}"));

@@ -33,5 +33,5 @@ pub mod wire;
 pub use client::{Client, ClientError, Cookie, Reply};
 pub use counters::Counters;
 pub use errno::Errno;
-pub use listen::{Bound, Listen, ListenError};
+pub use listen::{Bound, Listen, ListenError, SocketFile};
 pub use server::{Export, Report, Served, Server};

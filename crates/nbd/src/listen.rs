@@ -185,6 +185,7 @@ fn path_name(path: &Path) -> Result<&OsStr, ListenError> {
 }
 
 /// An open handle of the directory that holds a socket.
+#[derive(Debug)]
 struct Directory(OwnedFd);
 
 impl Directory {
@@ -218,8 +219,9 @@ impl Directory {
     }
 }
 
-/// A socket's file that we have made, removed when this is dropped.
-struct SocketFile {
+/// A unix socket's file that we have made, removed when this is dropped.
+#[derive(Debug)]
+pub struct SocketFile {
     path: PathBuf,
     directory: Directory,
     /// Device and inode, to know it again.
@@ -227,7 +229,11 @@ struct SocketFile {
 }
 
 impl SocketFile {
-    fn bind(path: &Path) -> Result<(UnixListener, Self), ListenError> {
+    /// Listens at a path of any length; see the table of the module for one that is taken.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn bind(path: &Path) -> Result<(UnixListener, Self), ListenError> {
         let name = path_name(path)?;
         let directory = Directory::of(path)?;
         let place = path.display();

@@ -1,10 +1,10 @@
-//! The guest: this binary again, as a process of its own that owns the memory, hands it over as Firecracker does, and does what it is told on
-//! threads that it is told.
+//! The guest: this binary again, as a process of its own that owns the memory, hands it over, and does what it is told on threads that it is
+//! told.
 //!
 //! A line is `THREAD VERB ARGUMENTS`; when it is done, `THREAD RESULT` is the answer. A thread that stops at a page answers when it goes on.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -24,31 +24,47 @@ use crate::sys::Memory;
 const SOCKETS: &str = "COWSLIP_TEST_GUEST_SOCKETS";
 const SHAPE: &str = "COWSLIP_TEST_GUEST_SHAPE";
 
+/// What a guest is like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    /// How many.
+    pub pages: usize,
+    /// Of 2 MiB.
+    pub is_huge: bool,
+    /// It asks for `UFFD_FEATURE_WP_ASYNC`.
+    pub is_async: bool,
+    /// It keeps its userfaultfd, as Firecracker does.
+    pub keeps: bool,
+}
+
 /// Starts one that connects to `memory.sock` and `control.sock` there.
-pub(crate) fn start(dir: &Path, pages: usize, huge: bool, is_async: bool) -> Child {
+pub(crate) fn start(dir: &Path, shape: Shape) -> Child {
+    let Shape {
+        pages,
+        is_huge,
+        is_async,
+        keeps,
+    } = shape;
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child::the_guest", "--nocapture"]);
+    command.args(["--exact", "the_guest", "--nocapture"]);
     command.env(SOCKETS, dir);
-    command.env(SHAPE, format!("{pages} {huge} {is_async}"));
+    command.env(SHAPE, format!("{pages} {is_huge} {is_async} {keeps}"));
     command.stdout(Stdio::null()).stdin(Stdio::null());
     command.spawn().unwrap()
 }
 
-#[test]
-fn the_guest() {
+/// Is this process a guest? Then it is one to its end.
+pub fn run_if_asked() {
     let Some(dir) = std::env::var_os(SOCKETS) else {
         return;
     };
     let dir = Path::new(&dir);
     let shape = std::env::var(SHAPE).unwrap();
     let shape: Vec<_> = shape.split(' ').collect();
-    let (pages, huge, is_async): (usize, bool, bool) = (
-        shape[0].parse().unwrap(),
-        shape[1].parse().unwrap(),
-        shape[2].parse().unwrap(),
-    );
+    let pages: usize = shape[0].parse().unwrap();
+    let [huge, is_async, keeps] = [1, 2, 3].map(|i| shape[i] == "true");
     let page = if huge { 2 << 20 } else { 4096 };
-    let memory = Arc::new(Memory::new(pages * page, huge).unwrap());
+    let memory = Memory::new(pages * page, huge).unwrap();
     let mut features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_HUGETLBFS;
     if is_async {
         features |= UFFD_FEATURE_WP_ASYNC;
@@ -75,11 +91,25 @@ fn the_guest() {
         SendFlags::empty(),
     )
     .unwrap();
-    drop(uffd);
-    obey(&memory, page, control);
+    let _kept = keeps.then_some(uffd);
+    obey(
+        Guest {
+            memory,
+            page,
+            handed,
+        },
+        control,
+    );
 }
 
-fn obey(memory: &Arc<Memory>, page: usize, control: UnixStream) {
+struct Guest {
+    memory: Memory,
+    page: usize,
+    handed: UnixStream,
+}
+
+fn obey(guest: Guest, control: UnixStream) {
+    let guest = Arc::new(guest);
     let answers = Arc::new(Mutex::new(control.try_clone().unwrap()));
     let mut threads: HashMap<String, Sender<String>> = HashMap::new();
     for line in BufReader::new(control).lines() {
@@ -87,11 +117,11 @@ fn obey(memory: &Arc<Memory>, page: usize, control: UnixStream) {
         let (thread, order) = line.split_once(' ').unwrap();
         let orders = threads.entry(thread.to_owned()).or_insert_with(|| {
             let (orders, receiver) = channel::<String>();
-            let (memory, answers, name) =
-                (Arc::clone(memory), Arc::clone(&answers), thread.to_owned());
+            let (guest, answers, name) =
+                (Arc::clone(&guest), Arc::clone(&answers), thread.to_owned());
             std::thread::spawn(move || {
                 for order in receiver {
-                    let done = act(&memory, page, &order);
+                    let done = guest.act(&order);
                     writeln!(answers.lock().unwrap(), "{name} {done}").unwrap();
                 }
             });
@@ -101,19 +131,28 @@ fn obey(memory: &Arc<Memory>, page: usize, control: UnixStream) {
     }
 }
 
-fn act(memory: &Memory, page: usize, order: &str) -> String {
-    let words: Vec<_> = order.split(' ').collect();
-    let number = |i: usize| words[i].parse::<usize>().unwrap();
-    match words[0] {
-        "read" => memory.read(number(1) * page).to_string(),
-        "write" => {
-            memory.write(number(1) * page, u8::try_from(number(2)).unwrap());
-            "written".into()
+impl Guest {
+    fn act(&self, order: &str) -> String {
+        let words: Vec<_> = order.split(' ').collect();
+        let number = |i: usize| words[i].parse::<usize>().unwrap();
+        match words[0] {
+            "read" => self.memory.read(number(1) * self.page).to_string(),
+            "write" => {
+                let value = u8::try_from(number(2)).unwrap();
+                self.memory.write(number(1) * self.page, value);
+                "written".into()
+            }
+            "remove" => {
+                self.memory
+                    .give_back(number(1) * self.page..number(2) * self.page);
+                "removed".into()
+            }
+            // Whoever serves it never says anything: this is the end of the connection.
+            "watch" => match (&self.handed).read(&mut [0]) {
+                Ok(0) | Err(_) => "alone".into(),
+                Ok(_) => "spoken to".into(),
+            },
+            other => panic!("what is {other}?"),
         }
-        "remove" => {
-            memory.give_back(number(1) * page..number(2) * page);
-            "removed".into()
-        }
-        other => panic!("what is {other}?"),
     }
 }

@@ -1,4 +1,4 @@
-//! A guest's memory as the guest has it: mapped, touched byte by byte, given back. All unsafe code of these tests.
+//! A guest's memory as the guest has it: mapped, touched byte by byte, given back. All unsafe code of this crate.
 #![allow(unsafe_code, reason = "memory that another process fills is no slice")]
 
 use std::ops::Range;
@@ -8,7 +8,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Private and anonymous, as Firecracker's.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub struct Memory {
     at: *mut u8,
     len: usize,
 }
@@ -20,7 +20,7 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     /// Of so many bytes; in pages of 2 MiB if they are `huge`: nothing where the system has none to give.
-    pub(crate) fn new(len: usize, huge: bool) -> Option<Self> {
+    pub fn new(len: usize, huge: bool) -> Option<Self> {
         let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         if huge {
             flags |= MapFlags::HUGETLB | MapFlags::HUGE_2MB;
@@ -38,7 +38,8 @@ impl Memory {
         Some(Self { at, len })
     }
 
-    pub(crate) fn addresses(&self) -> Range<u64> {
+    /// Where it lies.
+    pub fn addresses(&self) -> Range<u64> {
         let start = self.at.expose_provenance() as u64;
         start..start + self.len as u64
     }
@@ -49,17 +50,20 @@ impl Memory {
         unsafe { self.at.add(at) }
     }
 
-    pub(crate) fn read(&self, at: usize) -> u8 {
+    /// A byte.
+    pub fn read(&self, at: usize) -> u8 {
         // SAFETY: the byte is mapped; what else writes it is a race that the test means.
         unsafe { self.byte(at).read_volatile() }
     }
 
-    pub(crate) fn write(&self, at: usize, value: u8) {
+    /// A byte.
+    pub fn write(&self, at: usize, value: u8) {
         // SAFETY: as above.
         unsafe { self.byte(at).write_volatile(value) }
     }
 
-    pub(crate) fn give_back(&self, range: Range<usize>) {
+    /// Reads as zeros from now on.
+    pub fn give_back(&self, range: Range<usize>) {
         let at = self.byte(range.start).cast();
         assert!(range.end <= self.len);
         // SAFETY: the range lies within the mapping, and nobody holds a reference into it.

@@ -16,6 +16,7 @@ mod kernel_args;
 mod lab;
 mod log;
 mod ls;
+mod memory;
 mod mount;
 mod quiesce;
 mod repair;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use clap::CommandFactory;
 use cowslip_block::files::RealDir;
+use cowslip_nbd::ListenError;
 use cowslip_snapshot::host::RealHost;
 use cowslip_snapshot::session::Surroundings;
 use cowslip_snapshot::store::{Caches, Store};
@@ -73,6 +75,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Gc(args) => gc::run(&context, &args),
         Command::Compact(args) => compact::run(&context, &args),
         Command::Sessions(args) => sessions::run(&context, &args),
+        Command::Memory(command) => memory::run(&context, &command),
         Command::Quiesce(args) => quiesce::run(&context, &args),
         Command::Lab(args) => lab::run(&context, &args),
         Command::ThawGuard(args) => quiesce::guard(&args),
@@ -162,4 +165,14 @@ fn surroundings(
         unneeded: Some(Arc::new(FileSystems)),
         say: Box::new(complain),
     })
+}
+
+/// It cannot be listened there.
+fn refused(error: &ListenError) -> Failure {
+    let failure = Failure::new(Kind::Failed, error.to_string());
+    match error {
+        ListenError::InUse(_) => failure.hint("end that server, or take another path"),
+        ListenError::NotASocket(_) => failure.hint("take another path: it is never overwritten"),
+        _ => failure,
+    }
 }

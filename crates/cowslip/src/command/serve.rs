@@ -11,13 +11,13 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use cowslip_nbd::{Bound, Export, Listen, ListenError, Served, Server};
+use cowslip_nbd::{Bound, Export, Listen, Served, Server};
 use listenfd::ListenFd;
 
-use super::Context;
 use super::target::{Target, Wanted, on_signal, signals};
+use super::{Context, refused};
 use crate::args::{Address, Serve};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::report::complain;
 
 pub(super) fn run(context: &Context, args: &Serve) -> Result<(), Failure> {
@@ -141,13 +141,4 @@ fn tcp_address(args: &Serve, at: &str) -> Result<SocketAddr, Failure> {
             .hint("there is no encryption yet: --allow-remote, if that is what you want"));
     }
     Ok(*first)
-}
-
-fn refused(error: &ListenError) -> Failure {
-    let failure = Failure::new(Kind::Failed, error.to_string());
-    match error {
-        ListenError::InUse(_) => failure.hint("end that server, or take another path"),
-        ListenError::NotASocket(_) => failure.hint("take another path: it is never overwritten"),
-        _ => failure,
-    }
 }

@@ -244,7 +244,7 @@ impl Target {
 }
 
 /// A store whose damage is said when a client comes by it: once, while each read of it fails.
-fn open_told(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
+pub(super) fn open_told(path: &Path, caches: Caches) -> Result<Arc<Store>, Failure> {
     let store = open_store(path, caches)?;
     store.on_damage(|what| {
         complain(&format!(

@@ -137,6 +137,15 @@ impl Rig {
         Served::start(self.command(words), self.path(socket))
     }
 
+    /// `cowslip memory serve` at `memory.sock`.
+    #[track_caller]
+    pub(crate) fn serve_memory(&self, line: &str) -> Served {
+        let socket = self.path("memory.sock");
+        let at = format!("unix:{}", socket.display());
+        let words = ["memory", "serve", "--uffd", &at].into_iter();
+        Served::start(self.command(words.chain(line.split_whitespace())), socket)
+    }
+
     #[track_caller]
     pub(crate) fn inspect(&self, name: &str) -> Value {
         self.json(&format!("inspect {name}"))

@@ -64,7 +64,7 @@ fn pages_are_served_and_what_is_written_is_known() {
 #[test]
 fn pages_of_two_mebibytes() {
     let test = "pages_of_two_mebibytes";
-    let _lent = crate::rig::HugePages::lent(12);
+    let _lent = cowslip_vmm::HugePages::lent(12);
     for tracking in [Tracking::Sync, Tracking::Async] {
         let Some(mut rig) = Rig::new(test, 5, true, tracking) else {
             return;

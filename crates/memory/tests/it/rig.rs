@@ -1,11 +1,8 @@
 //! A guest, its memory, and the one who serves it step by step: nothing is answered but by the test.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +23,7 @@ use cowslip_snapshot::{Caches, Image, Store};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
-use crate::child;
+use cowslip_vmm::{Control, Shape, can};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -37,52 +34,6 @@ pub(crate) struct Rig {
     pagemap: File,
     pub(crate) guest: Guest,
     page: u64,
-}
-
-/// A guest, and the line to it.
-pub(crate) struct Control {
-    child: Child,
-    orders: UnixStream,
-    answers: BufReader<UnixStream>,
-}
-
-impl Control {
-    /// A guest with pages of the usual size, that comes to `memory.sock` there.
-    pub(crate) fn start(dir: &Path, pages: usize, tracking: Tracking) -> Self {
-        Self::start_with(dir, pages, false, tracking)
-    }
-
-    fn start_with(dir: &Path, pages: usize, huge: bool, tracking: Tracking) -> Self {
-        let path = dir.join("control.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let child = child::start(dir, pages, huge, tracking == Tracking::Async);
-        let (orders, _) = listener.accept().unwrap();
-        std::fs::remove_file(path).unwrap();
-        Self {
-            child,
-            answers: BufReader::new(orders.try_clone().unwrap()),
-            orders,
-        }
-    }
-
-    /// A thread of the guest begins something.
-    pub(crate) fn begin(&mut self, line: &str) {
-        writeln!(self.orders, "{line}").unwrap();
-    }
-
-    /// The next answer of any thread.
-    pub(crate) fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }
 
 /// Waits for something that is told by nobody.
@@ -113,7 +64,13 @@ impl Rig {
         let page = if huge { 2 << 20 } else { 4096 };
         let source = source(&temp, pages, page);
         let memory = UnixListener::bind(temp.path().join("memory.sock")).unwrap();
-        let control = Control::start_with(temp.path(), pages, huge, tracking);
+        let shape = Shape {
+            pages,
+            is_huge: huge,
+            is_async: tracking == Tracking::Async,
+            keeps: false,
+        };
+        let control = Control::start(temp.path(), shape);
         let (handed, _) = memory.accept().unwrap();
         let handshake = receive(&handed, source.size_bytes(), LONG).unwrap();
         let guest = Guest::new(handshake, source, tracking);
@@ -125,7 +82,7 @@ impl Rig {
         }
         Some(Self {
             _temp: temp,
-            pagemap: File::open(format!("/proc/{}/pagemap", control.child.id())).unwrap(),
+            pagemap: File::open(format!("/proc/{}/pagemap", control.pid())).unwrap(),
             _handed: handed,
             control,
             guest,
@@ -212,54 +169,6 @@ impl Rig {
         let has = |category: u32| categories & u64::from(category) != 0;
         (has(PAGE_IS_PRESENT), has(PAGE_IS_WRITTEN))
     }
-}
-
-/// Pages of 2 MiB that the system keeps for who asks for them; as it was, in the end.
-pub(crate) struct HugePages(Option<String>);
-
-impl HugePages {
-    const PATH: &str = "/proc/sys/vm/nr_hugepages";
-
-    pub(crate) fn lent(count: u32) -> Self {
-        let before = std::fs::read_to_string(Self::PATH).ok();
-        let has = before.as_deref().and_then(|text| text.trim().parse().ok());
-        match has.is_some_and(|has: u32| has >= count) {
-            true => Self(None),
-            false => {
-                let asked = std::fs::write(Self::PATH, count.to_string());
-                Self(before.filter(|_| asked.is_ok()))
-            }
-        }
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            drop(std::fs::write(Self::PATH, before));
-        }
-    }
-}
-
-/// Can this machine? If not, a line says why.
-pub(crate) fn can(test: &str, huge: bool) -> bool {
-    let mut needs = Vec::new();
-    if File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/userfaultfd")
-        .is_err()
-    {
-        needs.push("/dev/userfaultfd (Linux 6.1, as root)");
-    }
-    if huge && crate::sys::Memory::new(2 << 20, true).is_none() {
-        needs.push("pages of 2 MiB (vm.nr_hugepages)");
-    }
-    let missing = needs.join(", ");
-    if !missing.is_empty() {
-        eprintln!("SKIP {test}: needs {missing}");
-    }
-    missing.is_empty()
 }
 
 pub(crate) fn source(temp: &TempDir, pages: usize, page: usize) -> Arc<Source> {

@@ -6,10 +6,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use cowslip_memory::guest::Tracking;
+use cowslip_memory::page::PageState;
 use cowslip_memory::server::{Options, Server};
 use tempfile::TempDir;
 
-use crate::rig::{Control, can, image_byte, source, until};
+use cowslip_vmm::{Control, Shape, can};
+
+use crate::rig::{image_byte, source, until};
 
 struct Host {
     temp: TempDir,
@@ -19,18 +22,27 @@ struct Host {
 
 impl Host {
     fn new(pages: usize) -> Self {
+        Self::with(pages, Options::default())
+    }
+
+    fn with(pages: usize, options: Options) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let source = source(&temp, pages, 4096);
         let listener = UnixListener::bind(temp.path().join("memory.sock")).unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&said);
         let say = move |line: &str| lines.lock().unwrap().push(line.to_owned());
-        let server = Server::start(listener, source, Options::default(), say).unwrap();
+        let server = Server::start(listener, source, options, say).unwrap();
         Self { temp, server, said }
     }
 
     fn guest(&self, pages: usize, tracking: Tracking) -> Control {
-        Control::start(self.temp.path(), pages, tracking)
+        let shape = Shape {
+            pages,
+            is_async: tracking == Tracking::Async,
+            ..Shape::default()
+        };
+        Control::start(self.temp.path(), shape)
     }
 
     fn connect(&self) -> UnixStream {
@@ -150,4 +162,80 @@ fn a_guest_whose_snapshot_has_another_size_is_turned_away() {
     let host = Host::new(16);
     let _guest = host.guest(8, Tracking::Sync);
     host.until_said("where the snapshot has 65536");
+}
+
+/// What the first guest touched is there for the second one before it asks.
+#[test]
+fn a_trace_is_replayed_ahead_of_the_next_guest() {
+    const PAGES: usize = 200;
+    if !can("a_trace_is_replayed_ahead_of_the_next_guest", false) {
+        return;
+    }
+    let record = Options {
+        record: true,
+        ..Options::default()
+    };
+    let host = Host::with(PAGES, record);
+    assert_eq!(host.server.trace(), None);
+    let mut guest = host.guest(PAGES, Tracking::Sync);
+    for page in (100..150).chain([3, 7]) {
+        guest.begin(&format!("a read {page}"));
+        assert_eq!(guest.answer(), format!("a {}", image_byte(page)));
+    }
+    drop(guest);
+    until("it to be forgotten", || host.server.guests().is_empty());
+    // Also when it is gone.
+    let trace = host.server.trace().unwrap();
+    assert_eq!(trace.pages(), 52);
+    let replay = Options {
+        trace: Some(Arc::new(trace)),
+        record: true,
+    };
+    let host = Host::with(PAGES, replay);
+    let mut guest = host.guest(PAGES, Tracking::Sync);
+    until("a guest", || host.server.guests().len() == 1);
+    let live = Arc::clone(&host.server.guests()[0]);
+    let missing = || live.guest().states().count(PageState::Missing).unwrap().0;
+    until("the prefetch", || missing() == PAGES as u64 - 52);
+    guest.begin("a read 120");
+    assert_eq!(guest.answer(), format!("a {}", image_byte(120)));
+    assert_eq!(missing(), PAGES as u64 - 52, "nothing was asked for");
+    assert_eq!(host.server.trace(), None);
+}
+
+#[test]
+fn guests_that_are_released_need_no_server() {
+    const PAGES: usize = 300;
+    if !can("guests_that_are_released_need_no_server", false) {
+        return;
+    }
+    let host = Host::new(PAGES);
+    let modes = [Tracking::Async, Tracking::Sync];
+    let mut guests: Vec<_> = modes.iter().map(|mode| host.guest(PAGES, *mode)).collect();
+    until("two guests", || host.server.guests().len() == 2);
+    for guest in &mut guests {
+        guest.begin("a write 5 9");
+        assert_eq!(guest.answer(), "a written");
+        guest.begin("b remove 10 12");
+        assert_eq!(guest.answer(), "b removed");
+    }
+    // They go on meanwhile.
+    for guest in &mut guests {
+        (0..PAGES).for_each(|page| guest.begin(&format!("{} read {page}", page % 3)));
+    }
+    host.server.release(&|_, _| ());
+    assert_eq!(*host.said.lock().unwrap(), [""; 0]);
+    drop(host);
+    for guest in &mut guests {
+        (0..PAGES).for_each(|_| drop(guest.answer()));
+        for page in 0..PAGES {
+            guest.begin(&format!("a read {page}"));
+            let byte = match page {
+                5 => 9,
+                10 | 11 => 0,
+                _ => image_byte(page),
+            };
+            assert_eq!(guest.answer(), format!("a {byte}"), "page {page}");
+        }
+    }
 }

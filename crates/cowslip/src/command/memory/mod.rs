@@ -1,0 +1,13 @@
+//! `cowslip memory`: guests' memory.
+
+mod serve;
+
+use super::Context;
+use crate::args::Memory;
+use crate::failure::Failure;
+
+pub(super) fn run(context: &Context, command: &Memory) -> Result<(), Failure> {
+    match command {
+        Memory::Serve(args) => serve::run(context, args),
+    }
+}

@@ -1,0 +1,62 @@
+//! `cowslip memory serve`: a snapshot's memory, for guests as they come, until a signal ends it.
+//!
+//! At the first signal the guests are let go on alone, which takes as long as what is left of their memory takes to be read; at the second they are
+//! killed. The lease keeps what is served, whatever becomes of its name.
+
+use std::sync::Arc;
+use std::thread;
+
+use cowslip_memory::server::{Options, Server};
+use cowslip_memory::source::Source;
+use cowslip_nbd::SocketFile;
+use cowslip_snapshot::Image;
+use cowslip_snapshot::store::Caches;
+
+use super::super::target::{open_told, signals};
+use super::super::{Context, refused};
+use crate::args::MemoryServe;
+use crate::failure::Failure;
+use crate::report::{Unit, advance, bytes, complain};
+
+pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> {
+    let mut signals = signals()?;
+    let caches = Caches {
+        frame_bytes: args.frame_cache.0,
+        ..Caches::default()
+    };
+    let store = open_told(&context.store_path()?, caches)?;
+    let (header, _lease) = store.resolve_leased(&args.name)?;
+    let size = bytes(header.size_bytes());
+    let source = Source::new(Image::new(store, header))?;
+    let (listener, _socket) = SocketFile::bind(&args.uffd).map_err(|e| refused(&e))?;
+    let failed = |e| Failure::failed(format!("starting the server: {e}"));
+    let server = Server::start(listener, Arc::new(source), Options::default(), complain);
+    let server = Arc::new(server.map_err(failed)?);
+    let (name, at) = (&args.name, args.uffd.display());
+    complain(&format!(
+        "ready: serving the memory of {name} ({size}) at unix:{at}"
+    ));
+    signals.forever().next();
+    let killer = Arc::clone(&server);
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            killer.abandon();
+        }
+    });
+    release(context, &server);
+    Ok(())
+}
+
+fn release(context: &Context, server: &Server) {
+    let count = match server.guests().len() {
+        0 => return,
+        1 => "1 guest".to_owned(),
+        n => format!("{n} guests"),
+    };
+    complain(&format!(
+        "putting in place what is left of the memory of {count}"
+    ));
+    let bar = context.report.progress("releasing", Unit::Bytes);
+    server.release(&|done, total| advance(&bar, done, total));
+    bar.finish_and_clear();
+}

@@ -1,0 +1,146 @@
+//! `cowslip memory serve`: guests in processes of their own, and what becomes of them when their server goes.
+
+use std::time::Duration;
+
+use cowslip_vmm::{Control, Shape, can};
+
+use super::rig::{Rig, until};
+
+const PAGES: usize = 500;
+const PAGE: usize = 4096;
+
+/// What page `n` holds; each fourth is zeros.
+fn byte(page: usize) -> u8 {
+    match page % 4 {
+        3 => 0,
+        _ => u8::try_from(page % 251 + 1).unwrap(),
+    }
+}
+
+fn image() -> Vec<u8> {
+    let bytes = |page| std::iter::repeat_n(byte(page), PAGE);
+    (0..PAGES).flat_map(bytes).collect()
+}
+
+fn guest(rig: &Rig, keeps: bool) -> Control {
+    let shape = Shape {
+        pages: PAGES,
+        keeps,
+        ..Shape::default()
+    };
+    Control::start(&rig.path("."), shape)
+}
+
+fn asked(guest: &mut Control, line: &str) -> String {
+    guest.begin(line);
+    guest.answer()
+}
+
+/// A rig with the memory `m`, where this machine can serve it.
+fn rig(test: &str) -> Option<Rig> {
+    let rig = can(test, false).then(Rig::new)?;
+    rig.import("m", &image());
+    Some(rig)
+}
+
+#[test]
+fn guests_have_their_memory_and_keep_it_when_the_server_is_ended() {
+    let test = "guests_have_their_memory_and_keep_it_when_the_server_is_ended";
+    let Some(rig) = rig(test) else { return };
+    let served = rig.serve_memory("m");
+    assert!(served.ready.contains("1.95 MiB"), "{}", served.ready);
+    let mut guests = [guest(&rig, true), guest(&rig, false)];
+    for (n, guest) in guests.iter_mut().enumerate() {
+        for page in [0, 3, 77, PAGES - 1] {
+            assert_eq!(
+                asked(guest, &format!("a read {page}")),
+                format!("a {}", byte(page))
+            );
+        }
+        assert_eq!(asked(guest, &format!("a write 9 {}", 100 + n)), "a written");
+        assert_eq!(asked(guest, "a remove 20 30"), "a removed");
+    }
+    // Its name may go meanwhile.
+    rig.ok("rm m");
+    rig.ok("gc");
+    let said = served.end_within(Duration::from_secs(60));
+    assert!(said.contains("of 2 guests"), "{said}");
+    for (n, guest) in guests.iter_mut().enumerate() {
+        for page in 0..PAGES {
+            let expected = match page {
+                9 => u8::try_from(100 + n).unwrap(),
+                20..30 => 0,
+                _ => byte(page),
+            };
+            assert_eq!(
+                asked(guest, &format!("a read {page}")),
+                format!("a {expected}")
+            );
+        }
+    }
+    assert!(!rig.path("memory.sock").exists());
+}
+
+/// What is documented of a server that is killed: nobody is told but by the end of the connection.
+#[test]
+fn a_guest_whose_server_is_killed_waits_or_reads_zeros_and_is_told() {
+    let test = "a_guest_whose_server_is_killed_waits_or_reads_zeros_and_is_told";
+    let Some(rig) = rig(test) else { return };
+    let served = rig.serve_memory("m");
+    let mut guests = [true, false].map(|keeps| guest(&rig, keeps));
+    for guest in &mut guests {
+        assert_eq!(asked(guest, "a read 8"), format!("a {}", byte(8)));
+        guest.begin("watch watch");
+    }
+    served.kill();
+    let [keeps, other] = &mut guests;
+    for guest in [&mut *keeps, &mut *other] {
+        assert_eq!(guest.answer(), "watch alone");
+        assert_eq!(
+            asked(guest, "a read 8"),
+            format!("a {}", byte(8)),
+            "what was served stays"
+        );
+    }
+    // Nobody else has its userfaultfd: the kernel takes back what was asked of it.
+    assert_eq!(asked(other, "a read 300"), "a 0");
+    // Nobody reads from this one, so it waits, until it is ended: it never sees zeros.
+    keeps.begin("b read 300");
+    let path = format!("/proc/{}/task", keeps.pid());
+    let waits = || {
+        let threads = std::fs::read_dir(&path).unwrap();
+        let mut places = threads.map(|t| std::fs::read_to_string(t.unwrap().path().join("wchan")));
+        places
+            .any(|place| place.is_ok_and(|place| place.contains("userfault")))
+            .then_some(())
+    };
+    until("a thread that waits for its page", waits);
+    assert_eq!(
+        asked(keeps, "a read 8"),
+        format!("a {}", byte(8)),
+        "the others go on"
+    );
+    // The next server is another one's: this guest stays lost.
+    let served = rig.serve_memory("m");
+    let mut next = guest(&rig, true);
+    assert_eq!(asked(&mut next, "a read 300"), format!("a {}", byte(300)));
+    drop(next);
+    served.end();
+}
+
+#[test]
+fn what_cannot_be_served_is_refused() {
+    let rig = Rig::new();
+    let said = rig.fails(2, "memory serve m --uffd tcp:127.0.0.1:1");
+    assert!(said.contains("unix:PATH"), "{said}");
+    let said = rig.fails(3, "memory serve m --uffd unix:x");
+    assert!(said.contains("no store"), "{said}");
+    rig.import("m", &[1; 8192]);
+    rig.fails(3, "memory serve other --uffd unix:x");
+    rig.file("x", b"precious");
+    let said = rig.fails(
+        1,
+        &format!("memory serve m --uffd unix:{}", rig.path("x").display()),
+    );
+    assert!(said.contains("no socket"), "{said}");
+}

@@ -1,0 +1,25 @@
+//! A virtual machine monitor in miniature, for tests: a process that owns memory, hands it over as Firecracker does, and whose threads touch it as
+//! they are told.
+//!
+//! ```text
+//! test ── Control::start ──> this binary again ── run_if_asked ──> Memory, registered; handshake to `memory.sock`
+//!      ── lines by `control.sock` ──> threads that read, write, give back ──> lines
+//! ```
+//!
+//! Each test binary that uses it has a test of its own, `the_guest`, which calls [`run_if_asked`].
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails"
+)]
+
+mod control;
+mod guest;
+mod machine;
+mod sys;
+
+pub use control::Control;
+pub use guest::{Shape, run_if_asked};
+pub use machine::{HugePages, can};
+pub use sys::Memory;
