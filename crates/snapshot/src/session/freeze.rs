@@ -132,7 +132,7 @@ impl Session {
         Ok(())
     }
 
-    /// Puts a new manifest in force. Where that fails, the old one is put back: what is on disk
+    /// Puts a new manifest in force. Where that fails after it took the old one's place on disk, the old one is put back: what is on disk
     /// must not say more than what is so.
     pub(super) fn replace_manifest(
         &self,
@@ -140,8 +140,10 @@ impl Session {
         new: Manifest,
     ) -> Result<(), SessionError> {
         if let Err(error) = new.write(&*self.dir) {
-            let on_disk = || Manifest::read(&*self.dir).ok().flatten();
-            if old.write(&*self.dir).is_err() && on_disk().as_ref() != Some(old) {
+            // Not compared with the old one: after another failure that may be on disk as it was before.
+            let is_as_it_was =
+                matches!(Manifest::read(&*self.dir), Ok(Some(found)) if found != new);
+            if !is_as_it_was && old.write(&*self.dir).is_err() {
                 self.health
                     .poison(&format!("writing session.json failed: {error}"));
             }

@@ -194,6 +194,31 @@ fn freeze_under(rules: &[Rule]) {
     snapshot(&world, "y");
 }
 
+/// The list on disk may be older than the one in memory: where the one could not be written without a snapshot that is stored. That is no reason to refuse writes.
+#[test]
+fn a_freeze_that_fails_on_a_full_disk_after_another_failure_refuses_no_writes() {
+    let faults = Faults::new();
+    let root: Arc<dyn Dir> = Arc::new(FaultyDir::new(MemoryFs::new().root(), &faults));
+    let world = World::create(&*root, 1);
+    write(&world, 0, &bytes_of(5, BLOCK));
+    let name = "first".parse().unwrap();
+    let seal = world.session.freeze(&name, &SnapshotOptions::default());
+    faults.add(Rule::once(Call::Create, EIO).on("session.json"));
+    world.session.seal_next();
+    ended(&seal.unwrap()).unwrap();
+    assert_eq!(faults.failed(), 1);
+    faults.add(Rule::every(Call::Write, ENOSPC).on("session.json"));
+    take(&world, "second", &SnapshotOptions::default()).unwrap_err();
+    write(&world, 1, &bytes_of(6, BLOCK));
+    world.session.device().flush().unwrap();
+    faults.clear();
+    snapshot(&world, "third");
+    drop(world);
+    let world = World::open(&*root, 1).unwrap();
+    assert!(world.read()[..BLOCK] == bytes_of(5, BLOCK));
+    assert!(world.read()[BLOCK..2 * BLOCK] == bytes_of(6, BLOCK));
+}
+
 #[test]
 fn a_seal_is_taken_up_by_the_next_start() {
     let disk = MemoryFs::new();
