@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use uuid::Uuid;
 
 pub(crate) use self::memory::{Memory, MemoryServe};
@@ -33,7 +33,8 @@ pub(crate) struct Cli {
 
 const CODES_AND_NAMES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 failed where 1 means \
     different, 6 taken but not stored yet.\n\
-    Names of snapshots: 1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit.";
+    Names of snapshots: 1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit.\n\
+    A snapshot is a disk, or has several parts: NAME:disk, NAME:memory and NAME:state are one of them, NAME alone is the first that it has.";
 
 const BUILD: &str = "A command of --run finds the image as its root, /proc and a small /dev where the image has the directories, \
     this machine's network, and nothing on its standard input; what it deletes leaves no bytes behind. \
@@ -105,7 +106,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "list")]
     Ls,
     /// Show what a snapshot is made of, and what it added to the store
-    Inspect(Name),
+    Inspect(Image),
     /// Read and check every stored byte, of the whole store or of one snapshot
     Verify(Verify),
     /// Mend what is damaged and can be had again, and say what the rest costs
@@ -117,7 +118,7 @@ pub(crate) enum Command {
     #[command(after_help = EXPLAINED)]
     Explain(Explain),
     /// List what a snapshot was made from, back to its template
-    Log(Name),
+    Log(Image),
     /// Write a snapshot's image to a sparse raw file
     Export(Export),
     /// Remove a snapshot's name
@@ -157,10 +158,17 @@ pub(crate) struct Name {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Image {
+    /// The snapshot, or one part of it: NAME:memory
+    #[arg(value_parser = image_name())]
+    pub(crate) name: ImageName,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Only what this snapshot depends on [default: everything in the store]
-    #[arg(value_parser = snapshot_name())]
-    pub(crate) name: Option<SnapshotName>,
+    /// Only what this snapshot, or this part of it, depends on [default: everything in the store]
+    #[arg(value_parser = image_name())]
+    pub(crate) name: Option<ImageName>,
     /// Decode everything as well
     #[arg(long)]
     pub(crate) deep: bool,
@@ -292,9 +300,9 @@ pub(crate) struct DeviceOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// The snapshot; for a session that is there already, what it began from, or left out
-    #[arg(value_parser = snapshot_name(), required_unless_present = "session")]
-    pub(crate) name: Option<SnapshotName>,
+    /// The snapshot; for a session that is there already, what it began from, or left out. With --read-only also one part of it: NAME:memory
+    #[arg(value_parser = image_name(), required_unless_present = "session")]
+    pub(crate) name: Option<ImageName>,
     #[command(flatten)]
     pub(crate) device: DeviceOptions,
     /// Where to listen: unix:PATH or tcp:HOST:PORT [default: nbd.sock in the session's directory]
@@ -310,9 +318,9 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
-    /// The snapshot; for a session that is there already, what it began from, or left out
-    #[arg(value_parser = snapshot_name(), required_unless_present = "session")]
-    pub(crate) name: Option<SnapshotName>,
+    /// The snapshot; for a session that is there already, what it began from, or left out. With --read-only also one part of it: NAME:memory
+    #[arg(value_parser = image_name(), required_unless_present = "session")]
+    pub(crate) name: Option<ImageName>,
     #[command(flatten)]
     pub(crate) device: DeviceOptions,
     /// How the kernel comes to it: a FUSE file under a loop device, which any kernel can
@@ -331,8 +339,8 @@ pub(crate) enum Via {
 #[derive(Debug, Args)]
 pub(crate) struct Mount {
     /// The snapshot; for a session that is there already, what it began from
-    #[arg(value_parser = snapshot_name())]
-    pub(crate) name: SnapshotName,
+    #[arg(value_parser = image_name())]
+    pub(crate) name: ImageName,
     /// Where to mount it
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
@@ -397,22 +405,22 @@ pub(crate) struct Snapshot {
 
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
-    /// The one snapshot
-    #[arg(value_parser = snapshot_name(), value_name = "A")]
-    pub(crate) a: SnapshotName,
+    /// The one snapshot, or one part of it: NAME:memory
+    #[arg(value_parser = image_name(), value_name = "A")]
+    pub(crate) a: ImageName,
     /// The other one
-    #[arg(value_parser = snapshot_name(), value_name = "B")]
-    pub(crate) b: SnapshotName,
+    #[arg(value_parser = image_name(), value_name = "B")]
+    pub(crate) b: ImageName,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// The snapshot
-    #[arg(value_parser = snapshot_name())]
-    pub(crate) name: SnapshotName,
+    /// The snapshot, or one part of it: NAME:memory
+    #[arg(value_parser = image_name())]
+    pub(crate) name: ImageName,
     /// What it is compared with [default: what it was made over; for a template, nothing]
-    #[arg(long, value_parser = snapshot_name(), value_name = "OTHER")]
-    pub(crate) against: Option<SnapshotName>,
+    #[arg(long, value_parser = image_name(), value_name = "OTHER")]
+    pub(crate) against: Option<ImageName>,
     /// Write a page with a picture of the device to this file as well: what changed, where, whose
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
@@ -423,9 +431,9 @@ pub(crate) struct Explain {
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// The snapshot
-    #[arg(value_parser = snapshot_name())]
-    pub(crate) name: SnapshotName,
+    /// The snapshot, or one part of it: NAME:memory
+    #[arg(value_parser = image_name())]
+    pub(crate) name: ImageName,
     /// The file to write
     #[arg(value_name = "OUT.raw")]
     pub(crate) out: PathBuf,
@@ -530,6 +538,11 @@ pub(crate) struct Demo {
 /// What is no text at all is refused with the rule as well.
 fn snapshot_name() -> impl TypedValueParser<Value = SnapshotName> {
     OsStringValueParser::new().try_map(|text| text.to_string_lossy().parse::<SnapshotName>())
+}
+
+/// The same, perhaps with a part.
+fn image_name() -> impl TypedValueParser<Value = ImageName> {
+    OsStringValueParser::new().try_map(|text| text.to_string_lossy().parse::<ImageName>())
 }
 
 #[cfg(test)]

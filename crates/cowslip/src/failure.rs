@@ -108,6 +108,9 @@ impl From<StoreError> for Failure {
             StoreError::NotFound { .. } => {
                 failure(Kind::NotFound).hint("`cowslip ls` lists the snapshots")
             }
+            StoreError::NoPart { name, .. } => {
+                failure(Kind::NotFound).hint(format!("`cowslip inspect {name}` shows its parts"))
+            }
             StoreError::AlreadyExists { .. } => {
                 failure(Kind::Failed).hint("--replace takes its place")
             }

@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 use comfy_table::{CellAlignment, Table, presets};
 use cowslip_snapshot::error::StoreError;
 use cowslip_snapshot::header::Header;
-use cowslip_snapshot::ids::{HeaderId, LayerId, SnapshotName};
+use cowslip_snapshot::ids::{HeaderId, ImageName, LayerId, SnapshotName};
+use cowslip_snapshot::parts::Part;
 use cowslip_snapshot::session::Seal;
-use cowslip_snapshot::store::{Listed, StandsFor, Store};
+use cowslip_snapshot::store::{Listed, Snapshot, StandsFor, Store};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -167,10 +168,11 @@ pub(crate) fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> S
     table.trim_fmt()
 }
 
-/// What a snapshot is and what it added. Its field names are a contract.
+/// What an image of a snapshot is and what it added. Its field names are a contract.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Info {
-    pub(crate) name: SnapshotName,
+    /// As it was typed: with the part where one was said.
+    pub(crate) name: ImageName,
     /// Stays, however the snapshot is stored.
     pub(crate) id: HeaderId,
     /// The header object that holds its map now.
@@ -178,7 +180,7 @@ pub(crate) struct Info {
     /// The snapshot that this one was made over.
     pub(crate) parent: Option<HeaderId>,
     /// A name that the parent has now.
-    pub(crate) parent_name: Option<SnapshotName>,
+    pub(crate) parent_name: Option<ImageName>,
     pub(crate) generation: u64,
     pub(crate) created_unix_ms: u64,
     pub(crate) made_by: String,
@@ -196,7 +198,7 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    pub(crate) fn new(store: &Store, name: &SnapshotName, header: &Header, names: &Names) -> Self {
+    pub(crate) fn new(store: &Store, name: &ImageName, header: &Header, names: &Names) -> Self {
         let meta = header.meta();
         let stored = store.stored_bytes(header);
         let parent_names = meta.parent.map_or(&[][..], |id| names.of(id));
@@ -239,17 +241,53 @@ impl Info {
     }
 }
 
-/// Which names each snapshot has. A damaged record has none; `ls` tells of it.
+/// One part of a snapshot. Its field names are a contract.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PartInfo {
+    pub(crate) part: Part,
+    /// The image, however it is stored: the same in each snapshot that has it as a part.
+    pub(crate) id: HeaderId,
+    pub(crate) header: HeaderId,
+    pub(crate) size_bytes: u64,
+    /// What the image added to the store when it was made.
+    pub(crate) payload_bytes: u64,
+    pub(crate) header_bytes: u64,
+    pub(crate) stored_bytes: u64,
+}
+
+impl PartInfo {
+    pub(crate) fn all(store: &Store, snapshot: &Snapshot) -> Vec<Self> {
+        let info = |(part, header): (Part, &Arc<Header>)| {
+            let stored = store.stored_bytes(header);
+            Self {
+                part,
+                id: header.meta().origin,
+                header: header.id(),
+                size_bytes: header.size_bytes(),
+                payload_bytes: stored.payload,
+                header_bytes: stored.header,
+                stored_bytes: stored.total(),
+            }
+        };
+        snapshot.parts.iter().map(info).collect()
+    }
+}
+
+/// Which names each image has, whatever part of a snapshot it is. A damaged record has none; `ls` tells of it.
 #[derive(Debug, Default)]
-pub(crate) struct Names(HashMap<HeaderId, (HeaderId, Vec<SnapshotName>)>);
+pub(crate) struct Names(HashMap<HeaderId, (HeaderId, Vec<ImageName>)>);
 
 impl Names {
     pub(crate) fn read(store: &Store) -> Result<Self, StoreError> {
         let mut names = Self::default();
         for Listed { name, stands_for } in store.list()? {
-            if let Ok(StandsFor { origin, header }) = stands_for {
-                let (_, all) = names.0.entry(origin).or_insert((header, Vec::new()));
-                all.push(name);
+            let Ok(StandsFor { origin, parts }) = stands_for else {
+                continue;
+            };
+            match parts.count() {
+                1 => names.add(origin, *parts.main().1, (&name).into()),
+                // Each is an image of its own, which its header says.
+                _ => names.add_parts(&name, store.resolve_snapshot(&name)),
             }
         }
         Ok(names)
@@ -257,17 +295,36 @@ impl Names {
 
     /// As if there were this name only: what it costs does not depend on how many there are.
     pub(crate) fn only(store: &Store, name: &SnapshotName) -> Self {
-        let header = store.resolve(name);
-        let entry = header.map(|h| (h.meta().origin, (h.id(), vec![name.clone()])));
-        Self(entry.into_iter().collect())
+        let mut names = Self::default();
+        names.add_parts(name, store.resolve_snapshot(name));
+        names
     }
 
-    /// The names of a snapshot, in order.
-    pub(crate) fn of(&self, id: HeaderId) -> &[SnapshotName] {
+    fn add(&mut self, origin: HeaderId, header: HeaderId, name: ImageName) {
+        let (_, all) = self.0.entry(origin).or_insert((header, Vec::new()));
+        all.push(name);
+    }
+
+    fn add_parts(&mut self, name: &SnapshotName, snapshot: Result<Snapshot, StoreError>) {
+        let Ok(snapshot) = snapshot else {
+            return;
+        };
+        let (main, _) = snapshot.parts.main();
+        for (part, header) in snapshot.parts.iter() {
+            let image = match part == main {
+                true => name.into(),
+                false => ImageName::part(name, part),
+            };
+            self.add(header.meta().origin, header.id(), image);
+        }
+    }
+
+    /// The names of an image, in order.
+    pub(crate) fn of(&self, id: HeaderId) -> &[ImageName] {
         self.0.get(&id).map_or(&[], |(_, names)| names)
     }
 
-    /// Where a snapshot that has a name is stored.
+    /// Where an image that has a name is stored.
     pub(crate) fn header(&self, id: HeaderId) -> Option<HeaderId> {
         self.0.get(&id).map(|(header, _)| *header)
     }
@@ -297,7 +354,12 @@ impl Taken {
         all: Duration,
     ) -> Self {
         Self {
-            info: Info::new(store, seal.name(), header, &Names::only(store, over)),
+            info: Info::new(
+                store,
+                &seal.name().into(),
+                header,
+                &Names::only(store, over),
+            ),
             held_us: seal.held().as_secs_f64() * 1e6,
             seconds: all.as_secs_f64(),
             unneeded_blocks: None,

@@ -72,6 +72,16 @@ pub enum StoreError {
         /// The name.
         name: String,
     },
+    /// The snapshot has no such part.
+    #[error("the snapshot {name} has no {part}: it has {has}")]
+    NoPart {
+        /// The name.
+        name: String,
+        /// The part that is not there.
+        part: crate::parts::Part,
+        /// Those that are.
+        has: String,
+    },
     /// The name is taken.
     #[error("there is a snapshot {name} already")]
     AlreadyExists {

@@ -166,7 +166,10 @@ fn read_roots(store: &Store, dry_run: bool) -> Result<Roots, StoreError> {
         }
     }
     for listed in store.list()? {
-        roots.headers.insert(listed.stands_for?.header);
+        let parts = listed.stands_for?.parts;
+        roots
+            .headers
+            .extend(parts.iter().map(|(_, header)| *header));
     }
     if !dry_run {
         SessionRecord::sweep(&lock, &**dirs.sessions)?;

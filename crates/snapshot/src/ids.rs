@@ -1,4 +1,4 @@
-//! Names of stored things: [`LayerId`], [`HeaderId`], [`SnapshotName`]; and of directories: [`DirId`].
+//! Names of stored things: [`LayerId`], [`HeaderId`], [`SnapshotName`], [`ImageName`]; and of directories: [`DirId`].
 //!
 //! Ids are made by the host and never reused. A snapshot's name is a file name and is typed by
 //! people: its rule is enforced by the only way to make one, [`SnapshotName::from_str`].
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::limits::SNAPSHOT_NAME_BYTES_MAX;
+use crate::parts::Part;
 
 /// Which layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -133,5 +134,110 @@ impl From<SnapshotName> for String {
 impl fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+/// One image of a snapshot: its name alone, or with the part, as in `vm-1:memory`. A name has no colon.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageName {
+    /// The snapshot.
+    pub name: SnapshotName,
+    /// Which part; where none is said, the disk, or what there is instead.
+    pub part: Option<Part>,
+}
+
+/// The text names no image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadImageName {
+    /// The part is none.
+    #[error("{0:?} is no part of a snapshot: those are disk, memory and state")]
+    Part(String),
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] BadSnapshotName),
+}
+
+impl ImageName {
+    /// This part of a snapshot.
+    pub fn part(name: &SnapshotName, part: Part) -> Self {
+        let (name, part) = (name.clone(), Some(part));
+        Self { name, part }
+    }
+}
+
+impl From<&SnapshotName> for ImageName {
+    fn from(name: &SnapshotName) -> Self {
+        let (name, part) = (name.clone(), None);
+        Self { name, part }
+    }
+}
+
+impl FromStr for ImageName {
+    type Err = BadImageName;
+
+    fn from_str(text: &str) -> Result<Self, BadImageName> {
+        let (name, part) = match text.split_once(':') {
+            None => (text, None),
+            Some((name, part)) => {
+                let known = part.parse();
+                let shown = || BadImageName::Part(part.chars().take(200).collect());
+                (name, Some(known.map_err(|()| shown())?))
+            }
+        };
+        let name = name.parse()?;
+        Ok(Self { name, part })
+    }
+}
+
+impl TryFrom<String> for ImageName {
+    type Error = BadImageName;
+
+    fn try_from(text: String) -> Result<Self, BadImageName> {
+        text.parse()
+    }
+}
+
+impl From<ImageName> for String {
+    fn from(image: ImageName) -> Self {
+        image.to_string()
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part {
+            None => self.name.fmt(f),
+            Some(part) => write!(f, "{}:{part}", self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_a_name_and_perhaps_a_part() {
+        for (text, part) in [
+            ("vm.1", None),
+            ("vm:disk", Some(Part::Disk)),
+            ("a:state", Some(Part::State)),
+        ] {
+            let image: ImageName = text.parse().unwrap();
+            assert_eq!((image.part, image.to_string().as_str()), (part, text));
+        }
+        for bad in [
+            "",
+            ":",
+            ":memory",
+            "a:",
+            "a:Memory",
+            "a:memory:state",
+            "a:0",
+            "/a:disk",
+        ] {
+            assert!(bad.parse::<ImageName>().is_err(), "{bad}");
+        }
     }
 }

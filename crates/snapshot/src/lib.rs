@@ -5,7 +5,7 @@
 //! read:  snapshot name -> header -> runs of (layer, block) -> frames
 //! ```
 //!
-//! Read in this order: [`limits`], [`layer`], [`header`], [`store`], [`image`], then [`session`] and
+//! Read in this order: [`limits`], [`layer`], [`header`], [`parts`], [`store`], [`image`], then [`session`] and
 //! [`seal`], and [`roots`] and [`gc`] for what keeps an object. The bytes are
 //! described in `docs/format.md`.
 
@@ -21,6 +21,7 @@ pub mod image;
 pub mod import;
 pub mod layer;
 pub mod limits;
+pub mod parts;
 pub mod reads;
 pub mod repair;
 pub mod roots;
@@ -42,7 +43,8 @@ mod record;
 
 pub use error::{ObjectError, StoreError};
 pub use header::{DiffFigures, Header, HeaderMeta, HeaderSpec, MapRun, Target};
-pub use ids::{HeaderId, LayerId, SnapshotName};
+pub use ids::{HeaderId, ImageName, LayerId, SnapshotName};
 pub use image::Image;
 pub use layer::{Layer, LayerSummary, LayerWriter};
-pub use store::{Caches, Listed, StandsFor, Store, StoredBytes};
+pub use parts::{Part, Parts};
+pub use store::{Caches, Listed, Snapshot, StandsFor, Store, StoredBytes};

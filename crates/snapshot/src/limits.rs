@@ -8,6 +8,9 @@ use cowslip_block::units::SIZE_BYTES_MAX;
 /// The longest name of a snapshot, in bytes.
 pub(crate) const SNAPSHOT_NAME_BYTES_MAX: usize = 128;
 
+/// Parts of one snapshot: disk, memory, state.
+pub(crate) const SNAPSHOT_PARTS_MAX: usize = crate::parts::Part::ALL.len();
+
 /// The payload of one frame, where a block is not larger than that.
 pub(crate) const FRAME_BYTES: u32 = 64 << 10;
 

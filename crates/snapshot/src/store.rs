@@ -3,7 +3,7 @@
 //! ```text
 //! store              the marker: this is a store, of this version
 //! layers/<uuid>      layer objects       headers/<uuid>    header objects
-//! snapshots/<name>   records: name -> header               tmp/   what is being written
+//! snapshots/<name>   records: name -> a header for each part   tmp/   what is being written
 //! leases/, sessions/ what keeps objects besides names: see `roots/`
 //! ```
 //!
@@ -41,12 +41,14 @@ use crate::header::{self, Header, HeaderSpec, Nodes, Relocation, UncheckedHeader
 use crate::host::Host;
 use crate::ids::{DirId, HeaderId, LayerId, SnapshotName};
 use crate::layer::{Layer, LayerWriter};
+use crate::parts::{Part, Parts};
 use crate::pending::Pending;
 use crate::reads::{Reads, StoreReads};
-use crate::record::{self, Record};
+use crate::record::{self, Record, Stored};
 use crate::roots::lease::Protected;
 use crate::roots::{Lease, RootLock};
 
+pub use self::resolve::Snapshot;
 pub use crate::caches::Caches;
 
 pub(crate) const MARKER: &str = "store";
@@ -89,10 +91,10 @@ pub struct Listed {
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StandsFor {
-    /// The snapshot: the id of the header that it was first committed with.
+    /// The snapshot: the id that its last part's header had when it was committed.
     pub origin: HeaderId,
-    /// The header that holds its map now.
-    pub header: HeaderId,
+    /// The headers that hold the maps of its parts now.
+    pub parts: Parts<HeaderId>,
 }
 
 /// A store, open. Everything may be called from any thread.
@@ -318,10 +320,10 @@ impl Store {
         }
     }
 
-    /// Gives a header a name: the commit point of a snapshot.
+    /// Gives a disk a name: the commit point of a snapshot.
     ///
     /// # Errors
-    /// `AlreadyExists` where the name is taken and `replace` is not wanted; `NoSpace`, `Io`.
+    /// As [`Store::commit_parts`].
     pub fn commit(
         &self,
         lease: &Lease,
@@ -329,8 +331,22 @@ impl Store {
         header: &Header,
         replace: bool,
     ) -> Result<(), StoreError> {
+        self.commit_parts(lease, name, &Parts::one(Part::Disk, header), replace)
+    }
+
+    /// Gives all parts of a snapshot their name, in one step. Leases protect each of them.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the name is taken and `replace` is not wanted; `NoSpace`, `Io`.
+    pub fn commit_parts(
+        &self,
+        lease: &Lease,
+        name: &SnapshotName,
+        parts: &Parts<&Header>,
+        replace: bool,
+    ) -> Result<(), StoreError> {
         let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(&Record::of(header).encode(name))?;
+        pending.append(&Record::of(parts).encode(name))?;
         if replace {
             let _roots = RootLock::take(&self.leases)?;
             pending.commit_over(self.snapshots.as_ref(), name.as_str())
@@ -348,8 +364,8 @@ impl Store {
         synced.map_err(|e| StoreError::io("syncing snapshots/", e))
     }
 
-    /// Lets a name stand for another header of the same snapshot; false where it does not stand for
-    /// `old` any more.
+    /// Lets a name stand for another header of the same image, and for its other parts as before; false
+    /// where it does not stand for `old` any more.
     pub(crate) fn exchange(
         &self,
         lease: &Lease,
@@ -358,13 +374,21 @@ impl Store {
         new: &Header,
     ) -> Result<bool, StoreError> {
         let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(&Record::of(new).encode(name))?;
         let _roots = RootLock::take(&self.leases)?;
-        match self.record(name) {
-            Ok(record) if record.header == old => {}
-            Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(false),
-            Err(error) => return Err(error),
+        let mut record = match self.record(name) {
+            Err(StoreError::NotFound { .. }) => return Ok(false),
+            other => other?,
+        };
+        let mut found = false;
+        record.parts = record.parts.map(|_, stored| {
+            let is_it = stored.header == old;
+            found |= is_it;
+            if is_it { Stored::of(new) } else { *stored }
+        });
+        if !found {
+            return Ok(false);
         }
+        pending.append(&record.encode(name))?;
         pending.commit_over(self.snapshots.as_ref(), name.as_str())?;
         Ok(true)
     }
@@ -396,7 +420,7 @@ impl Store {
             .map(|name| {
                 let stands_for = self.record(&name).map(|record| StandsFor {
                     origin: record.origin,
-                    header: record.header,
+                    parts: record.parts.map(|_, stored| stored.header),
                 });
                 Listed { name, stands_for }
             })

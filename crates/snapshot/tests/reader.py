@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads a snapshot from a cowslip store: reader.py STORE NAME OUT.raw
+"""Reads an image from a cowslip store: reader.py STORE NAME[:disk|:memory|:state] OUT.raw
 
 Written from docs/format.md alone, to see that the page is enough. Standard library only; zstd comes
 from libzstd or the zstd command. BLAKE3 is checked if there is a module for it. Exit code 77: no zstd.
@@ -171,13 +171,28 @@ def walk(store, slot, level, base):
     assert data.at == len(node), "bytes too many"
 
 
-def main(store, name, out):
+def part_of(record, name, part):
+    """The uuid, length and hash of a header."""
+    magic, version = struct.unpack_from("<8sI", record)
+    assert magic == b"cowslipN" and version in (1, 2, 3)
+    named = b"" if version == 1 else name.encode()
+    assert record[-4:] == crc32c(record[:-4] + named).to_bytes(4, "little")
+    if version < 3:
+        assert len(record) == {1: 56, 2: 72}[version]
+        parts = {1: struct.unpack_from("<16sQ16s", record, 12)}
+    else:
+        assert 1 <= record[28] <= 3 and len(record) == 33 + 41 * record[28]
+        found = list(struct.iter_unpack("<B16sQ16s", record[29:-4]))
+        parts = {kind: where for kind, *where in found}
+        assert [kind for kind, *_ in found] == sorted(parts) and set(parts) <= {1, 2, 3}
+    return parts[{"disk": 1, "memory": 2, "state": 3}[part] if part else min(parts)]
+
+
+def main(store, image, out):
+    name, _, part = image.partition(":")
     marker, record = read(store, "store"), read(store, "snapshots", name)
     assert struct.unpack("<8sII", marker) == (b"cowslipS", 1, crc32c(marker[:12]))
-    magic, version, ident, length, digest = struct.unpack_from("<8sI16sQ16s", record)
-    size, named = {1: (56, b""), 2: (72, name.encode())}[version]
-    assert magic == b"cowslipN" and len(record) == size
-    assert record[-4:] == crc32c(record[:-4] + named).to_bytes(4, "little")
+    ident, length, digest = part_of(record, name, part)
     header = read(store, "headers", str(uuid.UUID(bytes=ident)))
     nodes, meta_len, meta_crc, version, crc, magic = struct.unpack("<QIIII8s", header[-32:])
     assert magic == b"cowslipH" and version in (1, 2) and crc == crc32c(header[-32:-12])

@@ -74,7 +74,7 @@ impl Live {
         let attached = Attached::new(
             Arc::clone(&device),
             &run.path,
-            target.name.as_str(),
+            &target.name.to_string(),
             session.as_deref(),
             complain,
             move || {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use cowslip_block::{BlockSize, ByteRange};
 use cowslip_snapshot::diff::{DiffKind, DiffRun, DiffSummary, diff, differ};
 use cowslip_snapshot::header::Header;
+use cowslip_snapshot::ids::ImageName;
 use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::store::Store;
 use serde::Serialize;
@@ -27,8 +28,8 @@ const RUNS_MAX: usize = 1_000_000;
 /// Its field names are a contract.
 #[derive(Serialize)]
 struct Differences<'a> {
-    a: &'a str,
-    b: &'a str,
+    a: &'a ImageName,
+    b: &'a ImageName,
     /// The same bytes, and as many of them.
     equal: bool,
     /// Blocks that have other bytes in B, and not only zeros.
@@ -69,8 +70,8 @@ pub(super) fn run(context: &Context, args: &Diff) -> Result<ExitCode, Failure> {
     };
     let (summary, runs) = differences(context, &pair, most)?;
     let found = Differences {
-        a: args.a.as_str(),
-        b: args.b.as_str(),
+        a: &args.a,
+        b: &args.b,
         equal: summary.is_equal(),
         changed_blocks: summary.changed.0,
         zeroed_blocks: summary.zeroed.0,
@@ -107,8 +108,8 @@ struct Pair {
 
 fn open(context: &Context, args: &Diff) -> Result<Pair, Failure> {
     let store = context.store()?;
-    let (a, lease_a) = store.resolve_leased(&args.a)?;
-    let (b, lease_b) = store.resolve_leased(&args.b)?;
+    let (a, lease_a) = store.resolve_image_leased(&args.a)?;
+    let (b, lease_b) = store.resolve_image_leased(&args.b)?;
     if a.block_size() != b.block_size() {
         let size = |h: &Header| bytes(u64::from(h.block_size().bytes()));
         let (one, two) = (size(&a), size(&b));

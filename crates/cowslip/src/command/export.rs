@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_snapshot::export::export;
+use cowslip_snapshot::ids::ImageName;
 use cowslip_snapshot::image::Image;
 use serde::Serialize;
 
@@ -15,7 +16,7 @@ use crate::report::{Unit, advance, bytes};
 
 #[derive(Serialize)]
 struct Exported<'a> {
-    name: &'a str,
+    name: &'a ImageName,
     out: &'a Path,
     size_bytes: u64,
     /// What the file takes on disk.
@@ -24,7 +25,7 @@ struct Exported<'a> {
 
 pub(super) fn run(context: &Context, args: &Export) -> Result<(), Failure> {
     let store = context.store()?;
-    let (header, _lease) = store.resolve_leased(&args.name)?;
+    let (header, _lease) = store.resolve_image_leased(&args.name)?;
     let out = args.out.as_path();
     if !args.replace && out.symlink_metadata().is_ok() {
         let message = format!("{} is there already", out.display());
@@ -56,7 +57,7 @@ pub(super) fn run(context: &Context, args: &Export) -> Result<(), Failure> {
         return Err(failure.about(format!("exporting to {}", out.display())));
     }
     let exported = Exported {
-        name: args.name.as_str(),
+        name: &args.name,
         out,
         size_bytes: header.size_bytes(),
         allocated_bytes: file.allocated_bytes().map_err(failed)?,

@@ -88,7 +88,12 @@ pub(super) fn store_raw(
     let header = header?;
     store.commit(&lease, wanted.name, &header, wanted.replace)?;
     // A template has no parent to be named.
-    Ok(Info::new(&store, wanted.name, &header, &Names::default()))
+    Ok(Info::new(
+        &store,
+        &wanted.name.into(),
+        &header,
+        &Names::default(),
+    ))
 }
 
 /// A file's length, or a block device's.

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::Context;
-use crate::args::Name;
+use crate::args::Image;
 use crate::failure::Failure;
-use crate::report::{self, Info, LayerUse, Names, bytes};
+use crate::report::{self, Info, LayerUse, Names, PartInfo, bytes};
 
 #[derive(Serialize)]
 struct Inspected {
@@ -13,20 +13,34 @@ struct Inspected {
     info: Info,
     /// The layers that the image depends on, those with most blocks first.
     layers: Vec<LayerUse>,
+    /// All parts of the snapshot, this one among them.
+    parts: Vec<PartInfo>,
 }
 
-pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
+pub(super) fn run(context: &Context, args: &Image) -> Result<(), Failure> {
     let store = context.store()?;
-    let (header, _lease) = store.resolve_leased(&args.name)?;
-    let info = Info::new(&store, &args.name, &header, &Names::read(&store)?);
+    let (snapshot, _lease) = store.resolve_snapshot_leased(&args.name.name)?;
+    let header = snapshot.image(&args.name)?;
+    let info = Info::new(&store, &args.name, header, &Names::read(&store)?);
     let uses = header.layers()?.into_iter();
     let mut layers: Vec<_> = uses.map(|(id, blocks)| LayerUse { id, blocks }).collect();
     layers.sort_by_key(|layer| std::cmp::Reverse(layer.blocks));
-    let inspected = Inspected { info, layers };
+    let parts = PartInfo::all(&store, &snapshot);
+    let inspected = Inspected {
+        info,
+        layers,
+        parts,
+    };
     context.report.result(&inspected, || text(&inspected))
 }
 
-fn text(Inspected { info, layers }: &Inspected) -> String {
+fn text(
+    Inspected {
+        info,
+        layers,
+        parts,
+    }: &Inspected,
+) -> String {
     let parent = match (&info.parent_name, info.parent) {
         (Some(name), Some(id)) => format!("{name} ({id})"),
         (None, Some(id)) => id.to_string(),
@@ -56,6 +70,18 @@ fn text(Inspected { info, layers }: &Inspected) -> String {
             bytes(layer.blocks * block)
         );
         lines.push(("layer", held));
+    }
+    // A disk alone says nothing more.
+    if parts.len() > 1 {
+        for part in parts {
+            let stored = format!(
+                "{}: {}, stored {}",
+                part.part,
+                bytes(part.size_bytes),
+                bytes(part.stored_bytes)
+            );
+            lines.push(("part", stored));
+        }
     }
     lines
         .iter()

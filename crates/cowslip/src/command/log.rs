@@ -7,19 +7,19 @@
 use std::sync::Arc;
 
 use cowslip_snapshot::header::Header;
-use cowslip_snapshot::ids::{HeaderId, SnapshotName};
+use cowslip_snapshot::ids::{HeaderId, ImageName};
 use cowslip_snapshot::store::Store;
 use serde::Serialize;
 
 use super::Context;
-use crate::args::Name;
+use crate::args::Image;
 use crate::failure::{Failure, Kind};
 use crate::report::{self, Names, bytes, table};
 
 /// Its field names are a contract, those of an entry the same as in `inspect`.
 #[derive(Serialize)]
 struct Log<'a> {
-    name: &'a str,
+    name: &'a ImageName,
     /// Newest first.
     chain: Vec<Entry>,
     /// What the last of the chain was made over, where that is not in the store any more.
@@ -30,7 +30,7 @@ struct Log<'a> {
 struct Entry {
     id: HeaderId,
     /// All that stand for it now.
-    names: Vec<SnapshotName>,
+    names: Vec<ImageName>,
     parent: Option<HeaderId>,
     generation: u64,
     created_unix_ms: u64,
@@ -44,12 +44,12 @@ struct Entry {
     stored_bytes: u64,
 }
 
-pub(super) fn run(context: &Context, args: &Name) -> Result<(), Failure> {
+pub(super) fn run(context: &Context, args: &Image) -> Result<(), Failure> {
     let store = context.store()?;
-    let newest = store.resolve(&args.name)?;
+    let newest = store.resolve_image(&args.name)?;
     let mut names = Names::read(&store)?;
     let mut log = Log {
-        name: args.name.as_str(),
+        name: &args.name,
         chain: Vec::new(),
         missing: None,
     };
@@ -122,7 +122,7 @@ impl Entry {
     }
 
     fn cells(&self) -> Vec<String> {
-        let names: Vec<&str> = self.names.iter().map(SnapshotName::as_str).collect();
+        let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
         vec![
             self.generation.to_string(),
             report::time(self.created_unix_ms),

@@ -15,8 +15,9 @@ use std::time::Duration;
 use cowslip_block::Device;
 use cowslip_block::files::RealDir;
 use cowslip_block::read_only::ReadOnly;
-use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use cowslip_snapshot::image::Image;
+use cowslip_snapshot::parts::Part;
 use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::session::{Manifest, Session, SessionError, Surroundings, Workers};
 use cowslip_snapshot::store::{Caches, Store};
@@ -37,7 +38,7 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(2500);
 #[derive(Clone, Copy)]
 pub(super) struct Wanted<'a> {
     /// Where there is none there is a session.
-    pub(super) name: Option<&'a SnapshotName>,
+    pub(super) name: Option<&'a ImageName>,
     pub(super) options: &'a DeviceOptions,
 }
 
@@ -58,7 +59,7 @@ pub(super) fn on_signal(mut signals: Signals, end: mpsc::Sender<()>) {
 
 /// What is being served.
 pub(super) struct Target {
-    pub(super) name: SnapshotName,
+    pub(super) name: ImageName,
     what: What,
 }
 
@@ -95,7 +96,8 @@ impl Target {
         let dir = match RealDir::open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // A session that cannot begin leaves no directory behind.
-                open_store(&context.store_path()?, caches)?.resolve(begin_from(args)?)?;
+                let store = open_store(&context.store_path()?, caches)?;
+                disk_of(&store, begin_from(args)?)?;
                 RealDir::open_or_create(path)
             }
             there => there,
@@ -113,7 +115,10 @@ impl Target {
                 check_same(args, &manifest)?;
                 open_patiently(&dir, &around)?
             }
-            None => Session::create(around()?, begin_from(args)?, args.options.size.map(|s| s.0)),
+            None => {
+                let disk = disk_of(&store, begin_from(args)?)?;
+                Session::create(around()?, &disk, args.options.size.map(|s| s.0))
+            }
         };
         let session = session.map_err(|e| Failure::from(e).about(path.display()))?;
         Self::live(session, &dir, store, path.clone(), None)
@@ -122,17 +127,17 @@ impl Target {
     /// Read-only needs no session; a writable device without one gets one for as long as it lives.
     fn without_session(
         args: &Wanted<'_>,
-        name: SnapshotName,
+        name: ImageName,
         store: &Arc<Store>,
         store_path: &Path,
     ) -> Result<Self, Failure> {
-        let (header, lease) = store.resolve_leased(&name)?;
         if args.options.read_only && args.options.size.is_none() {
+            let (header, _lease) = store.resolve_image_leased(&name)?;
             let image = Arc::new(Image::new(Arc::clone(store), header));
-            let _lease = lease;
             let what = What::Image { image, _lease };
             return Ok(Self { name, what });
         }
+        let disk = disk_of(store, &name)?;
         let failed = |e: io::Error| Failure::failed(format!("making a temporary session: {e}"));
         let temporary = tempfile::Builder::new()
             .prefix("cowslip-")
@@ -142,7 +147,7 @@ impl Target {
         let path = temporary.path().to_owned();
         let dir = Arc::new(RealDir::open(&path).map_err(failed)?);
         let around = surroundings(&dir, &path, true, store, store_path)?;
-        let session = Session::create(around, &name, args.options.size.map(|s| s.0))?;
+        let session = Session::create(around, &disk, args.options.size.map(|s| s.0))?;
         Self::live(session, &dir, Arc::clone(store), path, Some(temporary))
     }
 
@@ -155,7 +160,7 @@ impl Target {
     ) -> Result<Self, Failure> {
         let failed = |e: io::Error| Failure::failed(format!("{}: {e}", path.display()));
         let session = Arc::new(session);
-        let name = session.manifest().began_from;
+        let name = (&session.manifest().began_from).into();
         let workers = Workers::start(&session, complain).map_err(failed)?;
         let control =
             Control::listen(Arc::clone(dir), Arc::clone(&session), store).map_err(failed)?;
@@ -270,7 +275,7 @@ fn open_patiently(
 }
 
 /// The snapshot that a new session begins from.
-fn begin_from<'a>(args: &Wanted<'a>) -> Result<&'a SnapshotName, Failure> {
+fn begin_from<'a>(args: &Wanted<'a>) -> Result<&'a ImageName, Failure> {
     args.name.ok_or_else(|| {
         let failure = Failure::from(SessionError::NotASession)
             .hint("name the snapshot that a new session begins from");
@@ -281,9 +286,19 @@ fn begin_from<'a>(args: &Wanted<'a>) -> Result<&'a SnapshotName, Failure> {
     })
 }
 
+/// The snapshot whose disk this is: what is written is a disk's, and the other parts are only read.
+fn disk_of(store: &Store, image: &ImageName) -> Result<SnapshotName, Failure> {
+    if let Some(part) = image.part.filter(|part| *part != Part::Disk) {
+        let message = format!("{image} is no disk: its {part} can be read, and not written");
+        return Err(Failure::usage(message).hint("--read-only, without --session or --size"));
+    }
+    store.resolve_image(&ImageName::part(&image.name, Part::Disk))?;
+    Ok(image.name.clone())
+}
+
 /// A session that is there goes on as it was; what was typed must not say otherwise.
 fn check_same(args: &Wanted<'_>, manifest: &Manifest) -> Result<(), Failure> {
-    if let Some(name) = args.name.filter(|n| **n != manifest.began_from) {
+    if let Some(name) = args.name.filter(|n| n.name != manifest.began_from) {
         let began = &manifest.began_from;
         let message = format!("the session is there already, and began from {began}, not {name}");
         return Err(Failure::usage(message).hint("leave the name out, or take another directory"));

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use cowslip_block::files::RealDir;
 use cowslip_snapshot::compact::{Options, Policy, survey};
 use cowslip_snapshot::host::RealHost;
-use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::ids::ImageName;
+use cowslip_snapshot::parts::Part;
 use cowslip_snapshot::store::Store;
 use cowslip_snapshot::verify::{
-    Damage, DamagedObject, Depth, StoreReport, verify_image, verify_store,
+    Damage, DamagedObject, Depth, Report, StoreReport, verify_image, verify_store,
 };
 use serde::Serialize;
 
@@ -17,9 +18,10 @@ use crate::args::Verify;
 use crate::failure::{Failure, Kind};
 use crate::report::{Unit, advance, bytes, complain, count, plain};
 
+/// A snapshot, or one part of it: the sums of its parts.
 #[derive(Serialize)]
-struct Image<'a> {
-    name: &'a str,
+struct Named<'a> {
+    name: &'a ImageName,
     ok: bool,
     nodes: u64,
     layers: u64,
@@ -28,6 +30,14 @@ struct Image<'a> {
     /// All damaged places; the list may hold fewer.
     damaged: u64,
     damage: Vec<Place<'a>>,
+    parts: Vec<PartChecked>,
+}
+
+#[derive(Serialize)]
+struct PartChecked {
+    part: Part,
+    ok: bool,
+    damaged: u64,
 }
 
 #[derive(Serialize)]
@@ -119,45 +129,80 @@ pub(super) fn run(context: &Context, args: &Verify) -> Result<(), Failure> {
         false => Depth::Stored,
     };
     match &args.name {
-        Some(name) => image(context, name, depth),
+        Some(name) => named(context, name, depth),
         None => whole(context, depth),
     }
 }
 
-fn image(context: &Context, name: &SnapshotName, depth: Depth) -> Result<(), Failure> {
+fn named(context: &Context, name: &ImageName, depth: Depth) -> Result<(), Failure> {
     let store = context.store()?;
-    let (header, _lease) = store.resolve_leased(name)?;
-    let bar = context.report.progress("verifying", Unit::Bytes);
-    let report = verify_image(&store, &header, depth, &mut |done, total| {
-        advance(&bar, done, total)
-    });
-    bar.finish_and_clear();
-    let report = report?;
-    let image = Image {
-        name: name.as_str(),
-        ok: report.is_whole(),
-        nodes: report.nodes,
-        layers: report.layers,
-        frames: report.frames,
-        payload_bytes: report.payload_bytes,
-        damaged: report.damaged,
-        damage: report.damage.iter().map(Place::of).collect(),
-    };
-    context.report.result(&image, || {
+    let (snapshot, _lease) = store.resolve_snapshot_leased(&name.name)?;
+    if name.part.is_some() {
+        snapshot.image(name)?;
+    }
+    let mut reports = Vec::new();
+    for (part, header) in snapshot.parts.iter() {
+        if name.part.is_some_and(|wanted| wanted != part) {
+            continue;
+        }
+        let bar = context.report.progress("verifying", Unit::Bytes);
+        let report = verify_image(&store, header, depth, &mut |done, total| {
+            advance(&bar, done, total)
+        });
+        bar.finish_and_clear();
+        reports.push((part, report?));
+    }
+    let named = Named::of(name, &reports);
+    context.report.result(&named, || named.text())?;
+    for (part, report) in &reports {
+        let of = match reports.len() {
+            1 => String::new(),
+            _ => format!("{part}: "),
+        };
+        let places = report.damage.iter().map(Place::of);
+        places.for_each(|place| complain(&format!("{of}{}", place.text())));
+    }
+    verdict(&name.to_string(), named.damaged)
+}
+
+impl<'a> Named<'a> {
+    fn of(name: &'a ImageName, reports: &'a [(Part, Report)]) -> Self {
+        let sum = |of: fn(&Report) -> u64| reports.iter().map(|(_, report)| of(report)).sum();
+        let part = |(part, report): &(Part, Report)| PartChecked {
+            part: *part,
+            ok: report.is_whole(),
+            damaged: report.damaged,
+        };
+        let damage = reports.iter().flat_map(|(_, report)| &report.damage);
+        Self {
+            name,
+            ok: reports.iter().all(|(_, report)| report.is_whole()),
+            nodes: sum(|report| report.nodes),
+            layers: sum(|report| report.layers),
+            frames: sum(|report| report.frames),
+            payload_bytes: sum(|report| report.payload_bytes),
+            damaged: sum(|report| report.damaged),
+            damage: damage.map(Place::of).collect(),
+            parts: reports.iter().map(part).collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let parts: Vec<_> = self.parts.iter().map(|p| p.part.as_str()).collect();
+        let parts = match parts.len() {
+            1 => String::new(),
+            _ => format!(" ({})", parts.join(", ")),
+        };
         format!(
-            "{name} {}: {}, {}, {} with {} read and checked",
-            state(image.ok),
-            count(image.nodes, "node"),
-            count(image.layers, "layer"),
-            count(image.frames, "frame"),
-            bytes(image.payload_bytes),
+            "{}{parts} {}: {}, {}, {} with {} read and checked",
+            self.name,
+            state(self.ok),
+            count(self.nodes, "node"),
+            count(self.layers, "layer"),
+            count(self.frames, "frame"),
+            bytes(self.payload_bytes),
         )
-    })?;
-    image
-        .damage
-        .iter()
-        .for_each(|place| complain(&place.text()));
-    verdict(name.as_str(), image.damaged)
+    }
 }
 
 fn whole(context: &Context, depth: Depth) -> Result<(), Failure> {

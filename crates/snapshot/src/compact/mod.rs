@@ -16,7 +16,7 @@
 //!   killed has swapped some names, and leaves orphans for the next collection.
 //! - Nothing is taken from a reader: it removes nothing by itself. What somebody still reads is kept
 //!   by what keeps it: a lease, or the session that has not gone over to the new header yet.
-//! - A name is swapped only if it still stands for the header that was rewritten; it stays the same
+//! - A name is swapped only if it still stands for the header that was rewritten, and keeps its other parts; it stays the same
 //!   snapshot (its origin, parent, generation, time and figures).
 //! - A damaged layer, also one that is not there, is left as it is, and said. A damaged header ends it: what it needs is not known.
 //!
@@ -185,8 +185,11 @@ fn images(store: &Store, lease: &Lease) -> Result<Vec<RootImage>, StoreError> {
     let roots = RootLock::take(store.dirs().leases)?;
     let mut found: BTreeMap<HeaderId, (Vec<SnapshotName>, Vec<Uuid>)> = BTreeMap::new();
     for listed in store.list()? {
-        let StandsFor { header, .. } = listed.stands_for?;
-        found.entry(header).or_default().0.push(listed.name);
+        let StandsFor { parts, .. } = listed.stands_for?;
+        for (_, header) in parts.iter() {
+            let (names, _) = found.entry(*header).or_default();
+            names.push(listed.name.clone());
+        }
     }
     for record in store.sessions()? {
         match (record.moved, record.headers.as_slice()) {

@@ -7,7 +7,7 @@
 //! | a frame                | what other images have at its blocks' places; another store           |
 //! | a node of a map        | a node with the same hash in any other header object; another store   |
 //! | a whole header, layer  | another store, where it is whole there                                |
-//! | a name                 | the header whose record has its checksum; another store, once the header that it stands for is here |
+//! | a name                 | the headers whose record has its checksum; another store, once the headers that it stands for are here |
 //!
 //! Invariants:
 //! - Nothing is guessed: what is put in is bit for bit what was written, by the checksum or the hash
@@ -182,7 +182,7 @@ fn only_of(checked: &Checked, names: &[SnapshotName]) -> Option<BTreeSet<String>
     if names.is_empty() {
         return None;
     }
-    let is_one = |root: &Root| matches!(root, Root::Name(name, _) | Root::Wanted(name, _) if names.contains(name));
+    let is_one = |root: &Root| matches!(root, Root::Name(name, ..) | Root::Wanted(name, ..) if names.contains(name));
     let roots = checked.roots.iter().filter(|(root, _)| is_one(root));
     let roots: Vec<Rooted> = roots.cloned().collect();
     let objects = who_needs(&checked.findings, &roots).into_iter();

@@ -7,14 +7,13 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 
 use cowslip_block::files::{Access, read_all};
-use uuid::Uuid;
 
 use super::{Mended, RepairOptions, RepairReport, no_more};
 use crate::error::StoreError;
 use crate::header::object_name;
-use crate::ids::{HeaderId, SnapshotName};
+use crate::ids::{HeaderId, SnapshotName, canonical};
 use crate::pending::Pending;
-use crate::record::{RECORD_BYTES, Record};
+use crate::record::{RECORD_BYTES_MAX, Record};
 use crate::roots::{Lease, RootLock};
 use crate::store::{Store, record_name};
 use crate::verify::{Checked, Spot};
@@ -64,19 +63,19 @@ pub(super) fn wanted_names(
 /// A damaged record, by what its checksum says of the headers that are here.
 fn as_written(store: &Store, name: &SnapshotName) -> Option<(Record, Vec<u8>, &'static str)> {
     let damaged = record_bytes(store, name).ok()?;
-    let headers = store.dirs().headers.list().ok()?;
-    headers.iter().find_map(|id| {
-        let id = HeaderId(Uuid::parse_str(id).ok()?);
-        let header = store.open_header(id).ok()?;
-        let bytes = Record::was(&damaged, name, &header)?;
-        Some((Record::of(&header), bytes, "the header that it stands for"))
-    })
+    let names = store.dirs().headers.list().ok()?;
+    let ids = names.iter().filter_map(|id| canonical(id));
+    let headers: Vec<_> = ids
+        .filter_map(|id| store.open_header(HeaderId(id)).ok())
+        .collect();
+    let (record, bytes) = Record::was(&damaged, name, &headers)?;
+    Some((record, bytes, "the headers that it stands for"))
 }
 
 /// The bytes of a record, whatever they are.
 fn record_bytes(store: &Store, name: &SnapshotName) -> io::Result<Vec<u8>> {
     let file = store.dirs().snapshots.open(name.as_str(), Access::Read)?;
-    read_all(&*file, RECORD_BYTES as u64)
+    read_all(&*file, RECORD_BYTES_MAX as u64)
 }
 
 /// Names come last, as ever: each once the header that it stands for is here. Says whether one was put.
@@ -90,12 +89,11 @@ pub(super) fn put_names(
     let mut put = false;
     let mut later = Vec::new();
     for name in wanted.drain(..) {
-        let header = name.record.header;
-        let copied = report
-            .mended
-            .iter()
-            .any(|m| m.object == object_name(header));
-        if store.open_recorded(&name.record).is_err() && !(lease.is_none() && copied) {
+        let would_be = |record: &Record| {
+            let mut parts = record.parts.iter();
+            lease.is_none() && parts.all(|(_, stored)| is_copied(store, report, stored.header))
+        };
+        if store.open_parts(&name.record).is_err() && !would_be(&name.record) {
             later.push(name);
             continue;
         }
@@ -114,6 +112,12 @@ pub(super) fn put_names(
     }
     *wanted = later;
     Ok(put)
+}
+
+/// Is it here, or would it be, had this not been a dry run?
+fn is_copied(store: &Store, report: &RepairReport, id: HeaderId) -> bool {
+    let object = object_name(id);
+    store.open_header(id).is_ok() || report.mended.iter().any(|m| m.object == object)
 }
 
 /// In the place of a damaged record or of none; not where somebody was faster.

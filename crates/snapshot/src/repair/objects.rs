@@ -15,7 +15,7 @@ use crate::header::{NodePtr, UncheckedHeader, node_bytes, object_name};
 use crate::ids::{HeaderId, LayerId};
 use crate::layer::Remaker;
 use crate::pending::Pending;
-use crate::record::{self, Record};
+use crate::record;
 use crate::roots::Lease;
 use crate::roots::lease::Protected;
 use crate::store::{MARKER, Store};
@@ -319,8 +319,8 @@ impl<'a> Pass<'a> {
             .ok()?;
         own_nodes(&*file, &header, &mut |_, node| node).ok()?;
         let is_it = self.checked.roots.iter().all(|(root, _)| match root {
-            Root::Name(_, record) | Root::Wanted(_, record) if record.header == id => {
-                *record == Record::of(&header)
+            Root::Name(_, record, part) | Root::Wanted(_, record, part) if root.header() == id => {
+                record.is_of(*part, &header)
             }
             _ => true,
         });

@@ -13,37 +13,65 @@ use super::map::{MapWalk, Met, past_the_end};
 use super::objects::{LayerFacts, Objects};
 use crate::error::{ObjectError, StoreError};
 use crate::header::Header;
-use crate::ids::{HeaderId, LayerId, SnapshotName};
+use crate::ids::{HeaderId, ImageName, LayerId, SnapshotName};
+use crate::parts::Part;
 use crate::record::Record;
 use crate::store::{Store, layer_name};
 
 /// What keeps an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Root {
-    Name(SnapshotName, Record),
+    /// A part of what a name stands for.
+    Name(SnapshotName, Record, Part),
     Session(Uuid, HeaderId),
-    /// A name that is to be, and is not there yet.
-    Wanted(SnapshotName, Record),
+    /// The same, of a name that is to be, and is not there yet.
+    Wanted(SnapshotName, Record, Part),
 }
 
 impl Root {
+    /// As it is typed: a snapshot that is a disk alone needs no part.
     pub(crate) fn label(&self) -> String {
         match self {
-            Self::Name(name, _) | Self::Wanted(name, _) => name.to_string(),
+            Self::Name(name, record, part) | Self::Wanted(name, record, part) => {
+                match (part, record.parts.count()) {
+                    (Part::Disk, 1) => name.to_string(),
+                    _ => ImageName::part(name, *part).to_string(),
+                }
+            }
             Self::Session(id, _) => format!("session {id}"),
         }
     }
 
+    /// The roots of one name, or of one that is to be.
+    pub(crate) fn of_parts(
+        root: fn(SnapshotName, Record, Part) -> Self,
+        name: &SnapshotName,
+        record: Record,
+    ) -> impl Iterator<Item = Self> {
+        let parts = Part::ALL.into_iter();
+        let there = parts.filter(move |part| record.parts.get(*part).is_some());
+        let name = name.clone();
+        there.map(move |part| root(name.clone(), record, part))
+    }
+
     pub(crate) fn header(&self) -> HeaderId {
         match self {
-            Self::Name(_, record) | Self::Wanted(_, record) => record.header,
+            Self::Name(_, record, part) | Self::Wanted(_, record, part) => {
+                record
+                    .parts
+                    .get(*part)
+                    .expect("it is one of its parts")
+                    .header
+            }
             Self::Session(_, header) => *header,
         }
     }
 
     fn open(&self, store: &Store) -> Result<Arc<Header>, StoreError> {
         match self {
-            Self::Name(_, record) | Self::Wanted(_, record) => store.open_recorded(record),
+            Self::Name(_, record, part) | Self::Wanted(_, record, part) => {
+                store.open_part(record, *part)
+            }
             Self::Session(_, header) => store.open_header(*header),
         }
     }
@@ -51,7 +79,7 @@ impl Root {
     /// Is it still there, and the same?
     fn stands(&self, store: &Store) -> bool {
         match self {
-            Self::Name(name, record) => match store.record(name) {
+            Self::Name(name, record, _) => match store.record(name) {
                 Ok(now) => now == *record,
                 Err(StoreError::NotFound { .. }) => false,
                 Err(_) => true,

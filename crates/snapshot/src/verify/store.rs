@@ -111,10 +111,10 @@ pub(crate) fn check_store(
         findings.found(Spot::Marker, error)?;
     }
     listing.roots(store, &mut findings)?;
-    let wanted = wanted.iter().cloned();
-    listing
-        .roots
-        .extend(wanted.map(|(name, record)| Root::Wanted(name, record)));
+    for (name, record) in wanted {
+        let roots = Root::of_parts(Root::Wanted, name, *record);
+        listing.roots.extend(roots);
+    }
     listing.objects(dir, store)?;
     let mut objects = Objects {
         store,
@@ -181,7 +181,7 @@ impl Listing {
                 continue;
             };
             match store.record(&name) {
-                Ok(record) => self.roots.push(Root::Name(name, record)),
+                Ok(record) => self.roots.extend(Root::of_parts(Root::Name, &name, record)),
                 Err(StoreError::NotFound { .. }) => continue,
                 Err(error) => findings.found(Spot::Record(name), error)?,
             }

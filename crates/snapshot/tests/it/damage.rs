@@ -11,9 +11,9 @@ use cowslip_block::files::{Access, Dir, RealDir, read_all};
 use cowslip_block::{BlockSize, ByteOffset, Device};
 use cowslip_sim::MemoryFs;
 use cowslip_snapshot::gc::collect;
-use cowslip_snapshot::roots::SessionRecord;
+use cowslip_snapshot::roots::{Lease, SessionRecord};
 use cowslip_snapshot::verify::{Depth, StoreReport, verify_store};
-use cowslip_snapshot::{Header, HeaderSpec, Image, MapRun, Store, Target};
+use cowslip_snapshot::{Header, HeaderSpec, Image, MapRun, Part, Parts, Store, Target};
 use uuid::Uuid;
 
 use crate::rig::{CountingHost, SMALL, noise, run, spec};
@@ -137,11 +137,51 @@ impl Maker {
         writes: &[(u64, Option<Vec<u8>>)],
     ) -> Arc<Header> {
         let lease = self.store.lease().unwrap();
+        let (header, image) = self.put(&lease, parent, blocks, writes);
+        let text = name.parse().unwrap();
+        self.store.commit(&lease, &text, &header, false).unwrap();
+        self.made.images.insert(name.to_owned(), image);
+        header
+    }
+
+    /// A snapshot of all three parts: this disk, and a new memory and a new state.
+    fn take_parts(&mut self, disk: &str, name: &str) {
+        let lease = self.store.lease().unwrap();
+        let disk_header = self.store.resolve(&disk.parse().unwrap()).unwrap();
+        let memory = [(3, Some(text(70, 4))), (9, Some(noise(7, BLOCK)))];
+        let (memory, memory_bytes) = self.put(&lease, None, 20, &memory);
+        let (state, state_bytes) = self.put(&lease, None, 2, &[(0, Some(text(71, 2)))]);
+        let parts = Parts::one(Part::Disk, &*disk_header)
+            .with(Part::Memory, &*memory)
+            .with(Part::State, &*state);
+        let named = name.parse().unwrap();
+        self.store
+            .commit_parts(&lease, &named, &parts, false)
+            .unwrap();
+        let images = &mut self.made.images;
+        let disk_bytes = images[disk].clone();
+        for (part, bytes) in [
+            (Part::Disk, disk_bytes),
+            (Part::Memory, memory_bytes),
+            (Part::State, state_bytes),
+        ] {
+            images.insert(format!("{name}:{part}"), bytes);
+        }
+    }
+
+    /// The header of such an image, and what it reads as.
+    fn put(
+        &self,
+        lease: &Lease,
+        parent: Option<&str>,
+        blocks: usize,
+        writes: &[(u64, Option<Vec<u8>>)],
+    ) -> (Arc<Header>, Vec<u8>) {
         let parent_header = parent.map(|p| self.store.resolve(&p.parse().unwrap()).unwrap());
         let mut image = parent.map_or(Vec::new(), |p| self.made.images[p].clone());
         image.resize(blocks * BLOCK, 0);
         let size = BlockSize::new(512).unwrap();
-        let mut writer = self.store.layer_writer(&lease, size).unwrap();
+        let mut writer = self.store.layer_writer(lease, size).unwrap();
         let mut changes: Vec<MapRun> = Vec::new();
         for (start, bytes) in writes {
             let at = usize::try_from(*start).unwrap() * BLOCK;
@@ -168,11 +208,7 @@ impl Maker {
             block_size: size,
             ..spec(parent_header.as_deref(), image.len() as u64, &changes)
         };
-        let header = self.store.put_header(&lease, &spec).unwrap();
-        let text = name.parse().unwrap();
-        self.store.commit(&lease, &text, &header, false).unwrap();
-        self.made.images.insert(name.to_owned(), image);
-        header
+        (self.store.put_header(lease, &spec).unwrap(), image)
     }
 
     pub(crate) fn session(&self, id: u128, header: &Header) {
@@ -197,7 +233,7 @@ impl Maker {
 }
 
 /// One of everything: a template with a compressed frame and a raw one, two forks, a chain of three,
-/// two sessions, a name that stands for the same as another, a header that no name leads to.
+/// two sessions, a name that stands for the same as another, one with all three parts, a header that no name leads to.
 pub(crate) fn everything() -> Made {
     let place = Place::of(&BTreeMap::new());
     let mut maker = Maker::new(&place);
@@ -251,6 +287,7 @@ pub(crate) fn everything() -> Made {
         .images
         .insert("again".to_owned(), maker.made.images["fork-b"].clone());
     drop(lease);
+    maker.take_parts("fork-b", "vm");
     maker.done(&place)
 }
 
@@ -280,7 +317,7 @@ fn reads_right_or_fails(place: &Place, made: &Made, objects: &[&str], what: &str
         named(error.to_string());
     }
     for (name, want) in &made.images {
-        let header = match store.resolve(&name.parse().unwrap()) {
+        let header = match store.resolve_image(&name.parse().unwrap()) {
             Ok(header) => header,
             Err(error) => {
                 named(error.to_string());
@@ -338,7 +375,7 @@ fn the_store_of_these_tests_is_whole_and_reads_right() {
         report.layers,
         report.frames,
     ];
-    assert_eq!(counts, [6, 2, 6, 6, 7]);
+    assert_eq!(counts, [7, 2, 8, 8, 9]);
     let stored = |dir: &str| -> usize {
         made.files
             .iter()
@@ -486,12 +523,12 @@ fn who_needs_what_is_damaged_is_said() {
     // A frame of the template: all of them, and the sessions. Of the fork: two names and a session.
     let [one, two] = [1, 2].map(|n| format!("session {}", Uuid::from_u128(n)));
     let all = [
-        "again", "fork-a", "fork-b", "one", "template", "three", &one, &two,
+        "again", "fork-a", "fork-b", "one", "template", "three", "vm:disk", &one, &two,
     ];
     assert_eq!(needed(&format!("layers/{}", layer_of("template")), 0), all);
     assert_eq!(
         needed(&format!("layers/{}", layer_of("fork-b")), 0),
-        ["again", "fork-b", &two]
+        ["again", "fork-b", "vm:disk", &two]
     );
     // A header's tail is needed by who stands for it, a node by who comes by it.
     let header = store.resolve(&"one".parse().unwrap()).unwrap();
@@ -500,6 +537,10 @@ fn who_needs_what_is_damaged_is_said() {
     assert_eq!(needed(&path, len - 1), ["one"]);
     assert_eq!(needed(&path, 0), ["one", "three"]);
     assert_eq!(needed("snapshots/one", 30), ["one"]);
+    assert_eq!(needed("snapshots/vm", 100), ["vm"]);
+    let state = store.resolve_image(&"vm:state".parse().unwrap()).unwrap();
+    let layer = state.meta().own_layer.unwrap();
+    assert_eq!(needed(&format!("layers/{layer}"), 0), ["vm:state"]);
 }
 
 #[test]

@@ -355,8 +355,8 @@ fn a_name_that_is_gone_is_taken_from_another_store_with_all_that_it_needs() {
     let made = everything();
     let place = Place::of(&made.files);
     let store = place.open().unwrap();
-    for name in made.images.keys() {
-        store.remove(&name.parse().unwrap()).unwrap();
+    for listed in store.list().unwrap() {
+        store.remove(&listed.name).unwrap();
     }
     for id in store.sessions().unwrap() {
         store.forget_session(id.id).unwrap();
@@ -364,7 +364,8 @@ fn a_name_that_is_gone_is_taken_from_another_store_with_all_that_it_needs() {
     collect(&store, false, &mut |_, _| {}).unwrap();
     assert_eq!(place.files().len(), 1);
     let other = Place::of(&made.files).open().unwrap();
-    let names: [SnapshotName; 1] = ["three".parse().unwrap()];
+    // A chain of disks; and all parts of a snapshot.
+    let names: [SnapshotName; 2] = ["three", "vm"].map(|name| name.parse().unwrap());
     let options = RepairOptions {
         names: &names,
         ..from(&other)
@@ -373,6 +374,7 @@ fn a_name_that_is_gone_is_taken_from_another_store_with_all_that_it_needs() {
     assert!(report.is_whole(), "{report:?}");
     let files = place.files();
     assert!(files.contains_key("snapshots/three") && !files.contains_key("snapshots/one"));
+    place.open().unwrap().resolve_snapshot(&names[1]).unwrap();
     assert!(files.iter().all(|(path, bytes)| made.files[path] == *bytes));
     assert!(place.verify().is_whole());
     // One that nobody has.

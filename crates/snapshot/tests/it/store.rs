@@ -7,7 +7,7 @@ use cowslip_sim::{Call, ENOSPC, Faults, FaultyDir, Rule};
 use cowslip_snapshot::compact::{Options, Policy, survey};
 use cowslip_snapshot::gc::collect;
 use cowslip_snapshot::verify::{Depth, verify, verify_store};
-use cowslip_snapshot::{Caches, SnapshotName, Store, StoreError};
+use cowslip_snapshot::{Caches, Part, Parts, SnapshotName, Store, StoreError};
 
 use crate::rig::{CountingHost, Rig, SMALL, spec, temp_dir};
 
@@ -80,7 +80,8 @@ fn names_are_given_once_unless_replaced() {
     let list = store.list().unwrap();
     let names: Vec<_> = list.iter().map(|l| l.name.as_str()).collect();
     assert_eq!(names, ["m", "n", "torn"]);
-    assert_eq!(list[0].stands_for.as_ref().unwrap().header, a.id());
+    let parts = list[0].stands_for.as_ref().unwrap().parts;
+    assert_eq!(parts, Parts::one(Part::Disk, a.id()));
     assert!(matches!(
         list[2].stands_for,
         Err(StoreError::Corrupt { .. })

@@ -56,7 +56,7 @@ struct Pair {
 impl Pair {
     fn open(context: &Context, args: &Explain) -> Result<Self, Failure> {
         let store = context.store()?;
-        let (now, lease) = store.resolve_leased(&args.name)?;
+        let (now, lease) = store.resolve_image_leased(&args.name)?;
         let mut pair = Self {
             store,
             now,
@@ -66,7 +66,7 @@ impl Pair {
         };
         match &args.against {
             Some(name) => {
-                let (before, lease) = pair.store.resolve_leased(name)?;
+                let (before, lease) = pair.store.resolve_image_leased(name)?;
                 pair.compare_with(before, name.to_string())?;
                 pair._leases.push(lease);
             }
@@ -81,7 +81,7 @@ impl Pair {
         };
         let names = Names::read(&self.store)?;
         for name in names.of(id) {
-            let (before, lease) = self.store.resolve_leased(name)?;
+            let (before, lease) = self.store.resolve_image_leased(name)?;
             // Unless the name has another snapshot by now.
             if before.meta().origin == id {
                 self._leases.push(lease);
