@@ -1,16 +1,16 @@
 //! Import: a raw image becomes a layer and a header. Holes are skipped, zero blocks dropped.
 
-use std::io;
 use std::sync::Arc;
 
 use cowslip_block::files::File;
 use cowslip_block::units::SIZE_BYTES_MAX;
-use cowslip_block::{BlockRange, BlockSize, ByteRange};
+use cowslip_block::{BlockRange, BlockSize};
 
 use crate::error::StoreError;
 use crate::header::{DiffFigures, Header, HeaderSpec, MapRun, Target};
 use crate::layer::LayerWriter;
 use crate::roots::Lease;
+use crate::sparse::SparseFile;
 use crate::store::Store;
 
 /// Read at one go.
@@ -54,7 +54,7 @@ pub fn import(
         block_size: options.block_size,
         runs: Vec::new(),
     };
-    packer.pack(&Source::new(source, size)?, size, progress)?;
+    packer.pack(&SparseFile::new(source, size)?, size, progress)?;
     progress(size, size);
     let dirty_blocks = packer.writer.blocks().0;
     let layer = (dirty_blocks > 0)
@@ -77,44 +77,6 @@ pub fn import(
     )
 }
 
-/// A file, and how much of it there is.
-struct Source<'a> {
-    file: &'a dyn File,
-    end: u64,
-}
-
-impl<'a> Source<'a> {
-    fn new(file: &'a dyn File, size: u64) -> Result<Self, StoreError> {
-        let len = file.len().map_err(reading)?;
-        // A block device says 0.
-        let end = if len == 0 { size } else { len.min(size) };
-        Ok(Self { file, end })
-    }
-
-    /// The next bytes at or after `offset` that may be other than zero.
-    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, StoreError> {
-        if offset >= self.end {
-            return Ok(None);
-        }
-        let found = match self.file.next_data(offset) {
-            Ok(found) => found,
-            // It cannot tell, as a block device cannot: all of it may be data.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-                ) =>
-            {
-                Some((offset, self.end))
-            }
-            Err(e) => return Err(reading(e)),
-        };
-        let all = ByteRange::new(offset, self.end);
-        let data = found.map(|(start, end)| ByteRange::new(start, end).intersect(all));
-        Ok(data.filter(|d| !d.is_empty()))
-    }
-}
-
 struct Packer {
     writer: LayerWriter,
     block_size: BlockSize,
@@ -124,7 +86,7 @@ struct Packer {
 impl Packer {
     fn pack(
         &mut self,
-        source: &Source<'_>,
+        source: &SparseFile<'_>,
         size: u64,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), StoreError> {
@@ -139,11 +101,8 @@ impl Packer {
             while done < touched.end.0 {
                 let end = touched.end.0.min(done + CHUNK_BYTES);
                 let chunk = usize::try_from(end - done).expect("a chunk fits in memory");
-                let there = usize::try_from(source.end.min(end) - done).expect("less than a chunk");
-                buf.clear();
                 buf.resize(chunk, 0);
-                let read = source.file.read_at(&mut buf[..there], done);
-                read.map_err(reading)?;
+                source.read(done, &mut buf)?;
                 self.pack_chunk(&buf, done / u64::from(self.block_size.bytes()))?;
                 done = end;
                 progress(done.min(size), size);
@@ -185,8 +144,4 @@ impl Packer {
             _ => self.runs.push(run),
         }
     }
-}
-
-fn reading(error: io::Error) -> StoreError {
-    StoreError::io("reading the image", error)
 }

@@ -27,6 +27,7 @@ pub mod repair;
 pub mod roots;
 pub mod seal;
 pub mod session;
+pub mod sparse;
 pub mod store;
 pub mod unneeded;
 pub mod verify;

@@ -62,14 +62,20 @@ impl MapRun {
 
 /// Runs in order, neighbours merged.
 #[derive(Debug, Default)]
-pub(crate) struct Merged(pub(crate) Vec<MapRun>);
+pub struct Merged(pub(crate) Vec<MapRun>);
 
 impl Merged {
+    /// So far.
+    pub fn runs(&self) -> &[MapRun] {
+        &self.0
+    }
+
     pub(crate) fn memory_bytes(&self) -> u64 {
         (self.0.capacity() * size_of::<MapRun>()) as u64
     }
 
-    pub(crate) fn push(&mut self, run: MapRun) {
+    /// The next one.
+    pub fn push(&mut self, run: MapRun) {
         match self.0.last_mut() {
             Some(last) if last.goes_on_in(run) => last.blocks.end = run.blocks.end,
             _ => self.0.push(run),

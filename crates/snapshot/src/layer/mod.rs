@@ -24,7 +24,6 @@ mod reader;
 mod remake;
 mod writer;
 
-pub use reader::Layer;
-pub(crate) use reader::blocks_per_frame;
+pub use reader::{Layer, blocks_per_frame};
 pub(crate) use remake::Remaker;
 pub use writer::{LayerSummary, LayerWriter};

@@ -165,6 +165,6 @@ fn of_frame(n: u64, at: u64, error: ObjectError) -> ObjectError {
 }
 
 /// How many blocks of a size go into one frame, in every layer.
-pub(crate) fn blocks_per_frame(block_size: BlockSize) -> u64 {
+pub fn blocks_per_frame(block_size: BlockSize) -> u64 {
     u64::from(super::footer::blocks_per_frame(block_size))
 }
