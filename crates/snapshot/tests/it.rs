@@ -27,6 +27,8 @@ mod image;
 mod layer;
 #[path = "it/limits.rs"]
 mod limits;
+#[path = "it/made.rs"]
+mod made;
 #[path = "it/parts.rs"]
 mod parts;
 #[path = "it/repair.rs"]

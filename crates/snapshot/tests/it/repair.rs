@@ -11,7 +11,8 @@ use cowslip_snapshot::host::Host;
 use cowslip_snapshot::repair::{RepairOptions, RepairReport, repair};
 use cowslip_snapshot::{SnapshotName, Store};
 
-use crate::damage::{Made, Maker, Place, everything, in_parallel, text};
+use crate::damage::in_parallel;
+use crate::made::{Made, Maker, Place, everything, text};
 use crate::rig::{CountingHost, noise};
 
 const BLOCK: usize = 512;
