@@ -5,10 +5,14 @@
 //! guest      faults -> page (the table) -> install; removals exclude installs
 //! source     the snapshot's map and frames, shared by all guests of it
 //! server     guests without number: one thread for what is at hand, a pool in turns for what is not
+//! seal       memory that stands still -> what each page becomes -> layer and header
 //! ```
 //!
-//! Read in this order: [`page`], [`regions`], [`handshake`], [`source`], [`guest`], [`live`], [`server`]; [`sys`] is the kernel.
+//! Read in this order: [`page`], [`regions`], [`handshake`], [`source`], [`guest`], [`live`], [`server`]; [`sys`] is the kernel. By itself: [`seal`], with
+//! what it chooses by in `choice.rs` and the disk's blocks in [`disk`].
 
+mod choice;
+pub mod disk;
 pub mod guest;
 pub mod handshake;
 pub mod limits;
@@ -17,6 +21,7 @@ pub mod page;
 mod pool;
 mod prefetch;
 pub mod regions;
+pub mod seal;
 pub mod server;
 pub mod source;
 pub mod sys;

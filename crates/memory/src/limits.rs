@@ -12,3 +12,6 @@ pub const HANDSHAKES_MAX: usize = 64;
 pub const TRACE_PAGES_MAX: u64 = 1 << 20;
 /// Runs in a trace: 8 MiB of them.
 pub const TRACE_RUNS_MAX: usize = 1 << 20;
+/// Frames of the disk that a memory's map points at, where nothing else is asked for: each may cost a fetch when the memory is restored. As many as hold
+/// 256 MiB of a guest's page cache.
+pub const DISK_FRAMES_MAX: u64 = 4096;

@@ -11,6 +11,8 @@ mod fill;
 mod races;
 #[path = "it/rig.rs"]
 mod rig;
+#[path = "it/sealed.rs"]
+mod sealed;
 #[path = "it/served.rs"]
 mod served;
 

@@ -112,9 +112,9 @@ impl<T> Parts<T> {
     ///
     /// # Errors
     /// The first that it gives.
-    pub fn try_map<U, E>(
-        &self,
-        mut of: impl FnMut(Part, &T) -> Result<U, E>,
+    pub fn try_map<'a, U, E>(
+        &'a self,
+        mut of: impl FnMut(Part, &'a T) -> Result<U, E>,
     ) -> Result<Parts<U>, E> {
         let mut made = Parts([const { None }; 3]);
         for (part, value) in self.iter() {
@@ -124,7 +124,7 @@ impl<T> Parts<T> {
     }
 
     /// The same, where nothing fails.
-    pub fn map<U>(&self, mut of: impl FnMut(Part, &T) -> U) -> Parts<U> {
+    pub fn map<'a, U>(&'a self, mut of: impl FnMut(Part, &'a T) -> U) -> Parts<U> {
         let made = self.try_map(|part, value| Ok::<_, std::convert::Infallible>(of(part, value)));
         match made {
             Ok(made) => made,
