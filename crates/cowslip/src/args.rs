@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use uuid::Uuid;
 
-pub(crate) use self::memory::{Memory, MemoryServe};
+pub(crate) use self::memory::{Memory, MemoryImport, MemoryServe};
 pub(crate) use self::values::{Address, Size};
 
 /// The snapshot storage engine for microVM sandboxes.
@@ -129,7 +129,7 @@ pub(crate) enum Command {
     Compact(Compact),
     /// List the sessions that the store keeps something for
     Sessions(Sessions),
-    /// Serve guests' memory
+    /// Guests' memory: as a part of snapshots, and served
     #[command(subcommand)]
     Memory(Memory),
     /// In a guest, just before a snapshot: take out of a mounted file system what the snapshot need not hold

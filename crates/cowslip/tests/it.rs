@@ -51,6 +51,8 @@ mod images;
 mod kill;
 #[path = "it/lab.rs"]
 mod lab;
+#[path = "it/memory_import.rs"]
+mod memory_import;
 #[path = "it/memory_serve.rs"]
 mod memory_serve;
 #[path = "it/mixed.rs"]

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use cowslip_snapshot::ids::SnapshotName;
+use cowslip_snapshot::ids::{ImageName, SnapshotName};
 
-use super::{Address, Size, snapshot_name};
+use super::{Address, Size, image_name, snapshot_name};
+
+const IMPORT: &str = "The guest is paused meanwhile: the file must not change. Its holes cost nothing, and are zeros, but with --diff-file. The result has up to \
+    three parts: `export NAME:memory`, `export NAME:state` and `export NAME:disk` give each back, byte for byte; `inspect NAME:memory` says where its pages are.";
 
 const SERVE: &str = "For Firecracker, PATH is the backend_path of a mem_backend with backend_type Uffd. Any number of guests may come, each \
     with its own copy of the memory. When a signal ends the server, what is left of their memory is put in place first, and they go on without it; \
@@ -13,16 +16,47 @@ const SERVE: &str = "For Firecracker, PATH is the backend_path of a mem_backend 
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Memory {
+    /// Make a snapshot from a guest's memory file, with the disk and the monitor's state that belong to it
+    #[command(after_help = IMPORT)]
+    Import(MemoryImport),
     /// Serve a snapshot's memory to virtual machines, page by page as they touch it (userfaultfd)
     #[command(after_help = SERVE)]
     Serve(MemoryServe),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct MemoryServe {
-    /// The snapshot
+pub(crate) struct MemoryImport {
+    /// The memory of a paused guest: a file, or a memfd as /proc/PID/fd/N
+    #[arg(value_name = "MEMFILE")]
+    pub(crate) memory: PathBuf,
+    /// The snapshot's name
     #[arg(value_parser = snapshot_name())]
     pub(crate) name: SnapshotName,
+    /// The snapshot whose memory the guest began with: pages equal to its cost nothing
+    #[arg(long, value_parser = snapshot_name(), value_name = "NAME")]
+    pub(crate) parent: Option<SnapshotName>,
+    /// The snapshot of the guest's disk, taken in the same pause: it becomes a part of this one, and pages that it has are not stored
+    #[arg(long, value_parser = snapshot_name(), value_name = "NAME")]
+    pub(crate) disk: Option<SnapshotName>,
+    /// What the virtual machine monitor saved of itself; nobody looks into it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
+    /// The file holds only pages that changed, as a diff snapshot of Firecracker does: its holes are the parent's, not zeros
+    #[arg(long, requires = "parent")]
+    pub(crate) diff_file: bool,
+    /// Point at so many frames of the disk (64 KiB of it each), those that save most; each may cost a fetch when the memory is restored
+    #[arg(long, value_name = "N", default_value_t = cowslip_memory::limits::DISK_FRAMES_MAX)]
+    pub(crate) disk_frames: u64,
+    /// Take the name even if another snapshot has it
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MemoryServe {
+    /// The snapshot: its memory, or, where it is one image alone, that
+    #[arg(value_parser = image_name())]
+    pub(crate) name: ImageName,
     /// Where monitors hand over their userfaultfd: unix:PATH
     #[arg(long, value_name = "ADDRESS", value_parser = unix_path)]
     pub(crate) uffd: PathBuf,

@@ -1,5 +1,9 @@
 //! `cowslip inspect`: what a snapshot is made of, and what it added to the store.
 
+use cowslip_memory::seal::{MemoryClasses, classes};
+use cowslip_snapshot::header::Header;
+use cowslip_snapshot::parts::Part;
+use cowslip_snapshot::store::Snapshot;
 use serde::Serialize;
 
 use super::Context;
@@ -13,8 +17,52 @@ struct Inspected {
     info: Info,
     /// The layers that the image depends on, those with most blocks first.
     layers: Vec<LayerUse>,
+    /// Of a memory: where its pages are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pages: Option<Pages>,
     /// All parts of the snapshot, this one among them.
     parts: Vec<PartInfo>,
+}
+
+#[derive(Serialize)]
+struct Pages {
+    zero_pages: u64,
+    /// Stored with it.
+    own_pages: u64,
+    /// Where the disk of the same snapshot has the same bytes.
+    disk_pages: u64,
+    /// Stored with memories that it was made over.
+    older_pages: u64,
+}
+
+impl Pages {
+    /// Of an image that is its snapshot's memory.
+    fn of(snapshot: &Snapshot, header: &Header) -> Result<Option<Self>, Failure> {
+        let memory = snapshot.parts.get(Part::Memory);
+        if memory.is_none_or(|memory| memory.id() != header.id()) {
+            return Ok(None);
+        }
+        let disk = snapshot.parts.get(Part::Disk);
+        let MemoryClasses {
+            zero,
+            own,
+            disk,
+            older,
+        } = classes(header, disk.map(|disk| &**disk))?;
+        Ok(Some(Self {
+            zero_pages: zero,
+            own_pages: own,
+            disk_pages: disk,
+            older_pages: older,
+        }))
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} stored with it, {} on the disk, {} of older memories, {} zero",
+            self.own_pages, self.disk_pages, self.older_pages, self.zero_pages
+        )
+    }
 }
 
 pub(super) fn run(context: &Context, args: &Image) -> Result<(), Failure> {
@@ -29,6 +77,7 @@ pub(super) fn run(context: &Context, args: &Image) -> Result<(), Failure> {
     let inspected = Inspected {
         info,
         layers,
+        pages: Pages::of(&snapshot, header)?,
         parts,
     };
     context.report.result(&inspected, || text(&inspected))
@@ -38,6 +87,7 @@ fn text(
     Inspected {
         info,
         layers,
+        pages,
         parts,
     }: &Inspected,
 ) -> String {
@@ -71,6 +121,7 @@ fn text(
         );
         lines.push(("layer", held));
     }
+    lines.extend(pages.iter().map(|pages| ("pages", pages.text())));
     // A disk alone says nothing more.
     if parts.len() > 1 {
         for part in parts {

@@ -36,10 +36,14 @@ fn asked(guest: &mut Control, line: &str) -> String {
     guest.answer()
 }
 
-/// A rig with the memory `m`, where this machine can serve it.
+/// A rig with the snapshot `m` of a disk and this memory, where this machine can serve it. Some pages of it lie on the disk.
 fn rig(test: &str) -> Option<Rig> {
     let rig = can(test, false).then(Rig::new)?;
-    rig.import("m", &image());
+    let image = image();
+    rig.import("disk", &image[70 * PAGE..90 * PAGE]);
+    rig.file("memory", &image);
+    let taken = rig.json("memory import memory m --disk disk");
+    assert!(taken["disk_pages"].as_u64() > Some(15), "{taken}");
     Some(rig)
 }
 

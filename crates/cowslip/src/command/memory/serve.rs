@@ -9,8 +9,8 @@ use std::thread;
 use cowslip_memory::server::{Options, Server};
 use cowslip_memory::source::Source;
 use cowslip_nbd::SocketFile;
-use cowslip_snapshot::Image;
-use cowslip_snapshot::store::Caches;
+use cowslip_snapshot::roots::Lease;
+use cowslip_snapshot::{Caches, Header, Image, ImageName, Part, Store, StoreError};
 
 use super::super::target::{open_told, signals};
 use super::super::{Context, refused};
@@ -25,7 +25,7 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
         ..Caches::default()
     };
     let store = open_told(&context.store_path()?, caches)?;
-    let (header, _lease) = store.resolve_leased(&args.name)?;
+    let (header, _lease) = memory_of(&store, &args.name)?;
     let size = bytes(header.size_bytes());
     let source = Source::new(Image::new(store, header))?;
     let (listener, _socket) = SocketFile::bind(&args.uffd).map_err(|e| refused(&e))?;
@@ -45,6 +45,18 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
     });
     release(context, &server);
     Ok(())
+}
+
+/// The memory of a snapshot; of one that has none, the image that the name means: a memory file may have been imported as any image.
+fn memory_of(store: &Store, image: &ImageName) -> Result<(Arc<Header>, Lease), StoreError> {
+    if image.part.is_none() {
+        let memory = ImageName::part(&image.name, Part::Memory);
+        match store.resolve_image_leased(&memory) {
+            Err(StoreError::NoPart { .. }) => {}
+            other => return other,
+        }
+    }
+    store.resolve_image_leased(image)
 }
 
 fn release(context: &Context, server: &Server) {
