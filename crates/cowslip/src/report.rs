@@ -249,7 +249,7 @@ pub(crate) struct PartInfo {
     pub(crate) id: HeaderId,
     pub(crate) header: HeaderId,
     pub(crate) size_bytes: u64,
-    /// What the image added to the store when it was made.
+    /// What the image added to the store when it was made; the record of the name counts with the first part.
     pub(crate) payload_bytes: u64,
     pub(crate) header_bytes: u64,
     pub(crate) stored_bytes: u64,
@@ -257,8 +257,9 @@ pub(crate) struct PartInfo {
 
 impl PartInfo {
     pub(crate) fn all(store: &Store, snapshot: &Snapshot) -> Vec<Self> {
+        let stored = store.stored_parts(snapshot);
         let info = |(part, header): (Part, &Arc<Header>)| {
-            let stored = store.stored_bytes(header);
+            let stored = stored.get(part).expect("of each part");
             Self {
                 part,
                 id: header.meta().origin,

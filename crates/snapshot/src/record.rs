@@ -124,6 +124,15 @@ impl Record {
         same && (part != last || header.meta().origin == self.origin)
     }
 
+    /// How long it is, encoded.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = match (self.parts.get(Part::Disk), self.parts.count()) {
+            (Some(_), 1) => RECORD_BYTES,
+            (_, count) => parts_bytes(count),
+        };
+        bytes as u64
+    }
+
     pub(crate) fn encode(&self, name: &SnapshotName) -> Vec<u8> {
         let mut out = match (self.parts.get(Part::Disk), self.parts.count()) {
             (Some(disk), 1) => {
@@ -362,6 +371,7 @@ mod tests {
         for (parts, version, len) in sets {
             let bytes = record(parts).encode(&name());
             assert_eq!((bytes[8], bytes.len()), (version, len), "{parts:?}");
+            assert_eq!(record(parts).bytes(), len as u64);
             assert_eq!(read(&bytes).unwrap(), record(parts));
         }
     }

@@ -443,12 +443,22 @@ impl Store {
         self.sync_names()
     }
 
-    /// What the snapshot added to the store: the bytes of the files that came with it.
+    /// What a snapshot that is this disk alone added to the store: the bytes of the files that came with it.
     pub fn stored_bytes(&self, header: &Header) -> StoredBytes {
         StoredBytes {
             payload: header.meta().payload_bytes,
             header: header.object_bytes() + record::RECORD_BYTES as u64,
         }
+    }
+
+    /// The same, of each part of a snapshot. The one record of all counts with the first.
+    pub fn stored_parts(&self, snapshot: &Snapshot) -> Parts<StoredBytes> {
+        let record = Record::of(&snapshot.parts.map(|_, header| &**header));
+        let (first, _) = snapshot.parts.main();
+        snapshot.parts.map(|part, header| StoredBytes {
+            payload: header.meta().payload_bytes,
+            header: header.object_bytes() + if part == first { record.bytes() } else { 0 },
+        })
     }
 
     /// How often files were read since the store was opened, for want of what they hold in memory.

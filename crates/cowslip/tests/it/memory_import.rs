@@ -104,6 +104,7 @@ fn each_part_comes_back_as_it_was() {
         disk[MIB / 2..][..new.len()].copy_from_slice(&new);
         rig.ok("snapshot s disk-1");
         served.end();
+        let room = rig.store_bytes();
         let before = memory.clone();
         memory = next_memory(&mut random, &before, &disk);
         rig.file("memory", &memory);
@@ -113,6 +114,17 @@ fn each_part_comes_back_as_it_was() {
         let second = rig.json(line);
         let want = Figures::oracle(&memory, Some(&before), &disk);
         assert_eq!(Figures::said(&second), want, "{second}");
+        // To the byte: memory, state and the record, which is said of the disk as the first part. The disk was there.
+        let stored = |json: &Value| number(json, "stored_bytes");
+        let parts: Vec<u64> = second["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(stored)
+            .collect();
+        let there = stored(&rig.inspect("disk-1")) - 72;
+        assert_eq!(rig.store_bytes() - room, parts.iter().sum::<u64>() - there);
+        assert_eq!(number(&second, "stored_bytes"), parts[1]);
         let frames = number(&second, "disk_frames");
         assert!(frames > 0 && frames <= (disk.len() / FRAME) as u64);
         assert!(number(&second, "payload_bytes") < (want.payload + 4) * BLOCK as u64);

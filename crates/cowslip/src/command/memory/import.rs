@@ -191,7 +191,8 @@ impl<'a> Imported<'a> {
         figures: &MemoryFigures,
     ) -> Self {
         let memory = snapshot.parts.get(Part::Memory).expect("it was imported");
-        let stored = store.stored_bytes(memory);
+        let stored = store.stored_parts(snapshot);
+        let stored = stored.get(Part::Memory).expect("it was imported");
         Self {
             name,
             id: snapshot.origin,
