@@ -1,4 +1,4 @@
-//! [`DiskBlocks`]: which blocks of which layers a disk is made of, in the order of the layers; and [`Wanted`]: pages that are looked for
+//! [`DiskBlocks`]: which blocks of which layers a disk is made of, in the order of the layers; and `Wanted`: pages that are looked for
 //! among them.
 //!
 //! ```text
