@@ -41,11 +41,14 @@ impl<'a> SparseFile<'a> {
         }
     }
 
-    /// The ranges that are no holes, in order: what a hole means is not that it is zeros.
+    /// The ranges that are no holes, in order, for whom a hole is something else than zeros.
     ///
     /// # Errors
     /// `Invalid` where the file cannot tell, `Io`.
     pub fn written(&self) -> Result<Vec<ByteRange>, StoreError> {
+        let why = "what the file lies on cannot tell its holes from zeros";
+        let cannot = || StoreError::Invalid(why.to_owned());
+        let room = self.file.allocated_bytes().map_err(reading)?;
         let mut all = Vec::new();
         let mut at = 0;
         loop {
@@ -54,11 +57,12 @@ impl<'a> SparseFile<'a> {
                     at = data.end.0;
                     all.push(data);
                 }
-                Ok(None) => return Ok(all),
-                Err(e) if cannot_tell(&e) => {
-                    let why = "what it lies on cannot tell its holes from zeros";
-                    return Err(StoreError::Invalid(why.to_owned()));
+                // Some say that all is data, and have no room for so much: it has holes.
+                Ok(None) if room < self.end && all == [ByteRange::new(0, self.end)] => {
+                    return Err(cannot());
                 }
+                Ok(None) => return Ok(all),
+                Err(e) if cannot_tell(&e) => return Err(cannot()),
                 Err(e) => return Err(reading(e)),
             }
         }
@@ -95,4 +99,91 @@ fn cannot_tell(error: &io::Error) -> bool {
 
 fn reading(error: io::Error) -> StoreError {
     StoreError::io("reading the image", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of 8 KiB on something that knows no holes.
+    #[derive(Debug)]
+    struct Blind {
+        allocated_bytes: u64,
+        refuses: bool,
+    }
+
+    impl File for Blind {
+        fn read_at(&self, buf: &mut [u8], _: u64) -> io::Result<()> {
+            buf.fill(5);
+            Ok(())
+        }
+
+        fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
+
+        fn len(&self) -> io::Result<u64> {
+            Ok(8192)
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
+
+        fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
+
+        fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+            match self.refuses {
+                true => Err(io::ErrorKind::InvalidInput.into()),
+                false => Ok((offset < 8192).then_some((offset, 8192))),
+            }
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            unreachable!("it is only read")
+        }
+
+        fn allocated_bytes(&self) -> io::Result<u64> {
+            Ok(self.allocated_bytes)
+        }
+    }
+
+    #[test]
+    fn what_cannot_tell_its_holes_is_all_data_and_no_diff() {
+        for (allocated_bytes, refuses, can) in [
+            (8192, false, true),
+            (4096, false, false),
+            (8192, true, false),
+        ] {
+            let file = Blind {
+                allocated_bytes,
+                refuses,
+            };
+            let sparse = SparseFile::new(&file, 8192).unwrap();
+            let all = ByteRange::new(4096, 8192);
+            assert_eq!(sparse.next_data(4096).unwrap(), Some(all));
+            assert_eq!(sparse.written().is_ok(), can, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn what_it_has_less_reads_as_zeros() {
+        let file = Blind {
+            allocated_bytes: 8192,
+            refuses: true,
+        };
+        let sparse = SparseFile::new(&file, 100_000).unwrap();
+        let mut buf = [1; 8];
+        sparse.read(8188, &mut buf).unwrap();
+        assert_eq!(buf, [5, 5, 5, 5, 0, 0, 0, 0]);
+        sparse.read(9000, &mut buf).unwrap();
+        assert_eq!(buf, [0; 8]);
+        assert_eq!(sparse.next_data(8192).unwrap(), None);
+    }
 }
