@@ -32,7 +32,6 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "cowslip-snapshot",
             "cowslip-nbd",
             "cowslip-fuse",
-            "cowslip-memory",
             "cowslip-ext4",
             "cowslip-tree",
             "cowslip-memory",
