@@ -334,6 +334,10 @@ impl<'a> Victim<'a> {
     }
 
     fn check_snapshots(&mut self, keep: usize) -> Result<()> {
+        if self.places().any(Place::is_broken) {
+            // Nobody noticed: the store's, which is read-only since.
+            self.look_from_cold()?;
+        }
         // They are taken out, as they ask this victim.
         let mut snapshots = std::mem::take(&mut self.snapshots);
         let checked = snapshots.check(self, keep);
