@@ -5,10 +5,12 @@
 //!    read. So no page is on its way then, and those that are given back are noted before the next one is: none gets its old
 //!    bytes back. Held for one request to the kernel, never while anything is read or decoded.
 //! 2. `pages`: the states and the claims. Held for a look-up.
+//! 3. `copying`: what is still to be copied of a capture (`guest/capture.rs`). Held while some pages of it are written to a file.
 //!
 //! A page that is being installed is claimed: a second fault for it does nothing, as the first one's install wakes all who wait. What a fault
 //! wants is decided by `page.rs`, and decided again under the gate, for it may be another by then.
 
+mod capture;
 mod fill;
 
 use std::collections::HashSet;
@@ -19,6 +21,8 @@ use cowslip_block::tracker::StateTracker;
 use cowslip_block::{BlockIndex, BlockRange, DeviceError};
 use rustix::io::Errno;
 
+use self::capture::Copying;
+pub use self::capture::{CaptureError, Harvest};
 pub use self::fill::{Fill, Filled};
 use crate::handshake::Handshake;
 use crate::page::{Action, Bytes, Impossible, Install, PageEvent, PageState, next};
@@ -45,6 +49,8 @@ pub enum Served {
     Done,
     /// Its bytes are not at hand: [`Guest::fetch`] it.
     Cold(Claim),
+    /// It may have to be copied before it is written: [`Guest::copy_first`].
+    Copy(BlockIndex),
     /// Addresses are being given back, and the kernel waits for their events to be read: then again.
     Again(BlockIndex, PageEvent),
     /// The address is no longer the guest's, or the guest is gone.
@@ -114,6 +120,7 @@ pub struct Guest {
     tracking: Tracking,
     gate: RwLock<()>,
     pages: Mutex<Pages>,
+    copying: Mutex<Option<Copying>>,
 }
 
 #[derive(Debug)]
@@ -158,6 +165,28 @@ impl Pages {
         claimed
     }
 
+    /// Of a run, the pages in this state are what an event makes of them.
+    fn replace(&mut self, run: BlockRange, from: PageState, event: PageEvent) {
+        if let Ok((to, _)) = next(from, event) {
+            let replaced = self.states.replace(run, from, to);
+            replaced.expect("regions have the image's pages, and all states are tracked");
+        }
+    }
+
+    /// What is other than the image, as far as that is known.
+    fn harvest(&self, tracking: Tracking, all: BlockRange) -> Harvest {
+        use PageState::{Clean, Dirty, Missing, Removed, Zero};
+        let mut harvest = Harvest::default();
+        for (run, state) in self.states.runs(all) {
+            match (state, tracking) {
+                (Missing, _) | (Clean, Tracking::Async | Tracking::Sync) => {}
+                (Removed, _) | (Zero, Tracking::Async | Tracking::Sync) => harvest.zeros.push(run),
+                (Dirty, _) | (Clean | Zero, Tracking::None) => harvest.dirty.push(run),
+            }
+        }
+        harvest
+    }
+
     /// What is to be done about an event; the page is what it is from now on.
     fn happens(&mut self, page: BlockIndex, event: PageEvent) -> Result<Action, GuestError> {
         let state = self.state(page);
@@ -187,6 +216,7 @@ impl Guest {
                 claimed: HashSet::new(),
                 trace: None,
             }),
+            copying: Mutex::default(),
         }
     }
 
@@ -269,6 +299,9 @@ impl Guest {
                 Event::Remove(gone) | Event::Unmap(gone) => {
                     for run in self.regions.pages_in(gone) {
                         pages.set(run, PageState::Removed);
+                        if let Some(copying) = &mut *self.copying() {
+                            copying.given_back(run);
+                        }
                     }
                 }
                 Event::Remap(..) | Event::Fork(_) | Event::Other(_) => {
@@ -315,10 +348,9 @@ impl Guest {
                 drop(pages);
                 return self.answered(self.uffd.wake(self.addresses(page)), page, event);
             }
-            // Noted before it can be written.
             Action::Unprotect => {
                 drop(pages);
-                return self.answered(self.uffd.protect(self.addresses(page), false), page, event);
+                return self.unprotect(page, event);
             }
             Action::Install(install) => install,
         };
@@ -335,6 +367,19 @@ impl Guest {
                 _ => Ok(Served::Cold(claim)),
             },
         }
+    }
+
+    /// Lets a page be written.
+    fn unprotect(&self, page: BlockIndex, event: PageEvent) -> Result<Served, GuestError> {
+        let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        // Decided again: a harvest may have come in between. It is noted before it can be written.
+        if self.locked().happens(page, event)? != Action::Unprotect {
+            return Ok(Served::Again(page, event));
+        }
+        if self.is_captured() {
+            return Ok(Served::Copy(page));
+        }
+        self.answered(self.uffd.protect(self.addresses(page), false), page, event)
     }
 
     /// Reads a page's bytes, and installs it.
@@ -391,7 +436,7 @@ impl Guest {
             Bytes::Zeros => Bytes::Zeros,
         };
         let stored = bytes.bytes().filter(|_| wanted == Bytes::Image);
-        match self.copy(self.addresses(page), stored, install.is_protected) {
+        match self.place(self.addresses(page), stored, install.is_protected) {
             Ok(()) => {
                 let install = Install {
                     bytes: wanted,
@@ -404,7 +449,7 @@ impl Guest {
     }
 
     /// The first of these bytes, or zeros, at these addresses. What is protected is noticed when it is written, unless nothing is.
-    fn copy(
+    fn place(
         &self,
         addresses: Range<u64>,
         bytes: Option<&[u8]>,
@@ -417,8 +462,8 @@ impl Guest {
             return self.uffd.copy(addresses.start, bytes, is_protected, true);
         }
         let is_huge = self.page_bytes() > ZEROS.len() as u64;
-        // The kernel's own page of zeros is not huge, and is never protected.
-        if !is_huge && !is_protected {
+        // The kernel's own page of zeros is not huge, is never protected, and takes no place that was: a harvest protects also what is not there.
+        if !is_huge && self.tracking == Tracking::None {
             return self.uffd.zero(addresses, true);
         }
         let own;
@@ -477,6 +522,10 @@ impl Guest {
 
 /// Many pages of the usual size.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("of memory that is mapped")
+}
 
 fn kernel(what: &'static str) -> impl FnOnce(Errno) -> GuestError {
     move |why| GuestError::Kernel { what, why }

@@ -20,6 +20,7 @@ pub mod live;
 pub mod page;
 mod pool;
 mod prefetch;
+pub mod process;
 pub mod regions;
 pub mod seal;
 pub mod server;

@@ -1,9 +1,8 @@
 //! [`Live`]: a guest that is being served, with the process that it is.
 
 use std::fmt::Display;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +18,10 @@ use crate::guest::{Fill, Guest, GuestError, Served, Tracking};
 use crate::handshake::Handshake;
 use crate::pool::{Line, Pool, Queue, Turns};
 use crate::prefetch::Prefetch;
+use crate::process::Process;
 use crate::regions::Regions;
 use crate::source::Source;
-use crate::sys::{self, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, Uffd};
+use crate::sys::{UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, Uffd};
 use crate::trace::Trace;
 
 /// How long a store may fail before a guest that waits for it is given up.
@@ -45,6 +45,7 @@ pub struct Live {
     guest: Guest,
     pid: Pid,
     process: OwnedFd,
+    memory: Option<Process>,
     connection: UnixStream,
     line: Arc<Line<Self>>,
     is_over: AtomicBool,
@@ -62,11 +63,14 @@ impl Live {
         let pid = socket_peercred(&connection)?.pid;
         let process = pidfd_open(pid, PidfdFlags::empty())?;
         let uffd = Uffd::from(handshake.uffd.try_clone()?);
-        let tracking = track(&uffd, &handshake.regions, pid);
+        // Another user's process, say: its memory is served, and not looked at.
+        let memory = Process::open(pid.as_raw_nonzero().get().unsigned_abs()).ok();
+        let tracking = track(&uffd, &handshake.regions, memory.as_ref());
         Ok(Self {
             guest: Guest::new(handshake, source, tracking),
             pid,
             process,
+            memory,
             connection,
             line: Arc::default(),
             is_over: AtomicBool::new(false),
@@ -106,7 +110,7 @@ impl Live {
         for (address, access) in faults {
             match self.guest.fault(address, access) {
                 Ok(Served::Done | Served::Gone) => {}
-                Ok(rest @ (Served::Cold(_) | Served::Again(..))) => {
+                Ok(rest @ (Served::Cold(_) | Served::Copy(_) | Served::Again(..))) => {
                     pool.push(self, &self.line, Job::Fault(rest));
                 }
                 Err(error) => self.give_up(&error),
@@ -183,6 +187,10 @@ impl Live {
                 Ok(Served::Cold(claim)) => match self.guest.fetch(claim) {
                     Ok(Served::Done) => return self.look_ahead(claim.page()),
                     other => other,
+                },
+                Ok(Served::Copy(page)) => match &self.memory {
+                    Some(memory) => self.guest.copy_first(page, memory),
+                    None => Err(GuestError::Abandoned),
                 },
                 Ok(Served::Again(page, event)) if Instant::now() < give_up => {
                     thread::sleep(PUT_OFF);
@@ -278,23 +286,22 @@ impl Live {
 }
 
 /// How writes can be noticed, and from now on are: what the monitor asked for when it made the userfaultfd decides. Where nobody can tell, not at all.
-fn track(uffd: &Uffd, regions: &Regions, pid: Pid) -> Tracking {
+fn track(uffd: &Uffd, regions: &Regions, process: Option<&Process>) -> Tracking {
     let all = || {
         regions
             .addresses_of(regions.pages())
             .map(|(_, addresses)| addresses)
     };
     let register = |mode| all().try_for_each(|addresses| uffd.register(addresses, mode));
-    let pagemap = File::open(format!("/proc/{}/pagemap", pid.as_raw_nonzero()));
-    let is_async = |pagemap: File| {
+    let is_async = |process: &Process| {
         register(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP)?;
-        let mut each = all().map(|addresses| sys::is_async(pagemap.as_fd(), addresses));
+        let mut each = all().map(|addresses| process.is_async(addresses));
         each.try_fold(true, |all, one| Ok::<_, Errno>(all & one?))
     };
-    match pagemap.map(is_async) {
-        Ok(Ok(true)) => Tracking::Async,
-        Ok(Ok(false)) => Tracking::Sync,
-        Ok(Err(_)) | Err(_) => {
+    match process.map(is_async) {
+        Some(Ok(true)) => Tracking::Async,
+        Some(Ok(false)) => Tracking::Sync,
+        Some(Err(_)) | None => {
             // As it was. If that cannot be, nothing is protected either, and so nothing is told.
             let _ = register(UFFDIO_REGISTER_MODE_MISSING);
             Tracking::None

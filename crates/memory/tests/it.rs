@@ -5,6 +5,8 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "it/capture.rs"]
+mod capture;
 #[path = "it/fill.rs"]
 mod fill;
 #[path = "it/races.rs"]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, ExitStatus};
+use std::process::Child;
 
 use crate::guest::{self, Shape};
 
@@ -35,9 +35,10 @@ impl Control {
         self.child.id()
     }
 
-    /// Waits for its end; how it ended.
-    pub fn ended(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+    /// kill -9, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// A thread of the guest begins something.

@@ -123,7 +123,7 @@ impl Guest {
                 None => {
                     let from = usize::try_from((part.start.0 - run.start.0) * page).unwrap_or(0);
                     let stored = bytes.bytes().and_then(|bytes| bytes.get(from..));
-                    self.copy(addresses.clone(), stored, install.is_protected)
+                    self.place(addresses.clone(), stored, install.is_protected)
                 }
                 Some(why) => Err(Stopped { done_bytes: 0, why }),
             };

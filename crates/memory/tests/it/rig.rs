@@ -90,6 +90,16 @@ impl Rig {
         })
     }
 
+    /// The guest's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.control.pid()
+    }
+
+    /// The guest ends.
+    pub(crate) fn kill(&mut self) {
+        self.control.kill();
+    }
+
     /// A thread of the guest begins something.
     pub(crate) fn begin(&mut self, line: &str) {
         self.control.begin(line);

@@ -1,0 +1,272 @@
+//! What a guest wrote since the last snapshot, copied out of its memory as it is at one moment.
+//!
+//! ```text
+//! guest paused   harvest   what is dirty is known, and protected again                as long as that takes
+//! goes on, if its writes are told (Tracking::Sync); else it stays paused
+//!                copy      run by run into a file, a page that it wants to write first of all
+//!                finish    all is there; or it is not to be: then it counts as dirty again
+//! ```
+//!
+//! Rules:
+//! 1. A page that is still to be copied is protected: whoever writes it stops, it is copied, and only then it goes on.
+//! 2. What was read of a page counts only if nobody else has copied it meanwhile: after that it may have been written.
+//! 3. A page that is given back before it was copied is lost, and the capture with it: the guest is not held up for it.
+//!
+//! The file is as long as the memory, with holes where nothing was written, or the guest gave it back.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::process::Process;
+
+/// Read at a time, at least a page.
+const BATCH_BYTES: u64 = 256 << 10;
+
+/// What was dirty at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Harvest {
+    /// Pages that may have been written: they are to be copied.
+    pub dirty: Vec<BlockRange>,
+    /// Pages that read as zeros, whatever the image has.
+    pub zeros: Vec<BlockRange>,
+}
+
+impl Harvest {
+    /// All of them, in order, in blocks of so many to a page.
+    pub fn changed(&self, blocks_per_page: u64) -> Vec<BlockRange> {
+        let scaled = |run: &BlockRange| {
+            BlockRange::new(run.start.0 * blocks_per_page, run.end.0 * blocks_per_page)
+        };
+        let mut all: Vec<_> = self.dirty.iter().chain(&self.zeros).map(scaled).collect();
+        all.sort_unstable_by_key(|run| run.start);
+        all
+    }
+}
+
+/// Why there is no capture.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The guest gave memory back that was not copied yet.
+    #[error("the guest gave memory back while it was being copied; pause it, or try again")]
+    GivenBack,
+    /// Its memory could not be read, or the file not be written.
+    #[error("copying the guest's memory")]
+    Io(#[from] io::Error),
+    /// The guest cannot be served any further.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+/// A capture that goes on.
+#[derive(Debug)]
+pub(super) struct Copying {
+    to: File,
+    pending: HashSet<BlockIndex>,
+    failed: Option<CaptureError>,
+}
+
+impl Copying {
+    /// Writes pages that follow each other; nothing where there is none.
+    fn write(&self, pages: BlockRange, bytes: &[u8]) -> io::Result<()> {
+        match pages.is_empty() {
+            true => Ok(()),
+            false => {
+                let page = bytes.len() as u64 / pages.count().0;
+                self.to.write_all_at(bytes, pages.start.0 * page)
+            }
+        }
+    }
+
+    fn fail(&mut self, why: CaptureError) {
+        self.pending.clear();
+        self.failed.get_or_insert(why);
+    }
+
+    /// These are about to be given back.
+    pub(super) fn given_back(&mut self, gone: BlockRange) {
+        if gone.iter().any(|page| self.pending.contains(&page)) {
+            self.fail(CaptureError::GivenBack);
+        }
+    }
+}
+
+impl Guest {
+    /// Takes what was written since the last harvest, to be copied into this file, which is empty. The guest is paused; it may go on from here on where
+    /// its writes are told of.
+    ///
+    /// # Errors
+    /// [`CaptureError`]; nothing was taken then.
+    pub fn harvest(&self, process: &Process, to: &File) -> Result<Harvest, CaptureError> {
+        to.set_len(self.regions.pages().end.0 * self.page_bytes())?;
+        loop {
+            match self.try_harvest(process, to) {
+                // Addresses are being given back: once their event is read.
+                Err(GuestError::Kernel {
+                    why: Errno::AGAIN, ..
+                }) => std::thread::yield_now(),
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    fn try_harvest(&self, process: &Process, to: &File) -> Result<Harvest, GuestError> {
+        // Nothing is put in place meanwhile, and no protection lifted.
+        let alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pages = self.locked();
+        if self.tracking == Tracking::Async {
+            self.note_written(process, &mut pages)?;
+        }
+        let harvest = pages.harvest(self.tracking, self.regions.pages());
+        if self.tracking == Tracking::Sync {
+            self.protect_all(&harvest.dirty)?;
+        }
+        let to = to.try_clone().map_err(|e| {
+            kernel("a descriptor more")(Errno::from_io_error(&e).unwrap_or(Errno::MFILE))
+        })?;
+        if self.tracking != Tracking::None {
+            for run in &harvest.dirty {
+                pages.replace(*run, PageState::Dirty, PageEvent::Harvested);
+            }
+        }
+        *self.copying() = Some(Copying {
+            to,
+            pending: harvest.dirty.iter().flat_map(|run| run.iter()).collect(),
+            failed: None,
+        });
+        drop((pages, alone));
+        Ok(harvest)
+    }
+
+    /// Copies what was harvested.
+    ///
+    /// # Errors
+    /// [`CaptureError`]: what was harvested is lost, see [`Self::lose`].
+    pub fn copy(&self, process: &Process, harvest: &Harvest) -> Result<(), CaptureError> {
+        let page = self.page_bytes();
+        let batch = (BATCH_BYTES / page).max(1);
+        let mut bytes = Vec::new();
+        for run in &harvest.dirty {
+            for (part, addresses) in self.regions.addresses_of(*run) {
+                for start in (part.start.0..part.end.0).step_by(index(batch)) {
+                    let pages = BlockRange::new(start, part.end.0.min(start + batch));
+                    bytes.resize(index(pages.count().0 * page), 0);
+                    let at = addresses.start + (start - part.start.0) * page;
+                    let read = process.read(at, &mut bytes);
+                    if !self.keep(pages, &bytes, read) {
+                        return self.finish();
+                    }
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// Of pages that were read, keeps those that nobody else has copied meanwhile. Does the capture go on?
+    fn keep(&self, pages: BlockRange, bytes: &[u8], read: io::Result<()>) -> bool {
+        let mut copying = self.copying();
+        let Some(copying) = copying.as_mut().filter(|copying| copying.failed.is_none()) else {
+            return false;
+        };
+        let page = index(self.page_bytes());
+        let kept = read.and_then(|()| {
+            let mut runs: Vec<BlockRange> = Vec::new();
+            for block in pages.iter().filter(|block| copying.pending.remove(block)) {
+                match runs.last_mut() {
+                    Some(last) if last.end == block => last.end.0 += 1,
+                    _ => runs.push(BlockRange::one(block)),
+                }
+            }
+            runs.into_iter().try_for_each(|run| {
+                let at = |block: BlockIndex| index(block.0 - pages.start.0) * page;
+                copying.write(run, &bytes[at(run.start)..at(run.end)])
+            })
+        });
+        if let Err(why) = kept {
+            copying.fail(why.into());
+        }
+        copying.failed.is_none()
+    }
+
+    /// A page that the guest wants to write: copied first, if it is to be, and then let go.
+    ///
+    /// # Errors
+    /// [`GuestError`]. That it could not be copied is the capture's affair.
+    pub fn copy_first(&self, page: BlockIndex, process: &Process) -> Result<Served, GuestError> {
+        // No harvest protects it again in between.
+        let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let addresses = self.addresses(page);
+        if let Some(copying) = &mut *self.copying()
+            && copying.pending.remove(&page)
+        {
+            let mut bytes = vec![0; index(self.page_bytes())];
+            let copied = process.read(addresses.start, &mut bytes);
+            if let Err(why) = copied.and_then(|()| copying.write(BlockRange::one(page), &bytes)) {
+                copying.fail(why.into());
+            }
+        }
+        self.answered(
+            self.uffd.protect(addresses, false),
+            page,
+            PageEvent::ProtectFault,
+        )
+    }
+
+    /// No page is to be copied any more: was each of them?
+    fn finish(&self) -> Result<(), CaptureError> {
+        match self.copying().take().and_then(|copying| copying.failed) {
+            None => Ok(()),
+            Some(why) => Err(why),
+        }
+    }
+
+    /// What was harvested last is not stored: it counts as dirty again.
+    pub fn lose(&self, harvest: &Harvest) {
+        drop(self.copying().take());
+        let mut pages = self.locked();
+        for run in &harvest.dirty {
+            pages.replace(*run, PageState::Clean, PageEvent::HarvestLost);
+        }
+    }
+
+    /// Does a capture go on? Whoever is at it now may end it: then yes.
+    pub(super) fn is_captured(&self) -> bool {
+        self.copying
+            .try_lock()
+            .map_or(true, |copying| copying.is_some())
+    }
+
+    pub(super) fn copying(&self) -> MutexGuard<'_, Option<Copying>> {
+        // What panicked under it failed to copy, and so the pages are pending still.
+        self.copying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the kernel noted becomes dirty.
+    fn note_written(&self, process: &Process, pages: &mut Pages) -> Result<(), GuestError> {
+        let mut written = Vec::new();
+        for (_, addresses) in self.regions.addresses_of(self.regions.pages()) {
+            let taken = process.take_written(addresses, &mut |run| written.push(run));
+            taken.map_err(kernel("asking what was written"))?;
+        }
+        for run in written
+            .into_iter()
+            .flat_map(|run| self.regions.pages_in(run))
+        {
+            for from in [PageState::Clean, PageState::Zero] {
+                pages.replace(run, from, PageEvent::ProtectFault);
+            }
+        }
+        Ok(())
+    }
+
+    fn protect_all(&self, runs: &[BlockRange]) -> Result<(), GuestError> {
+        for (_, addresses) in runs.iter().flat_map(|run| self.regions.addresses_of(*run)) {
+            match self.uffd.protect(addresses, true) {
+                Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(why) => return Err(kernel("protecting what was written")(why)),
+            }
+        }
+        Ok(())
+    }
+}
