@@ -337,6 +337,15 @@ fn seed_of((_, bytes): &Made) -> u64 {
     blocks.position(|b| b.iter().any(|b| *b != 0)).unwrap() as u64
 }
 
+/// Ends those who run beside, also where the test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Snapshots of all parts are taken and replaced beside collections: each is whole at any moment.
 #[test]
 fn parts_are_committed_beside_collections() {
@@ -345,6 +354,7 @@ fn parts_are_committed_beside_collections() {
     let store = &rig.store;
     let done = &AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ends = Ends(done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 gc(store);
@@ -377,6 +387,5 @@ fn parts_are_committed_beside_collections() {
                 .commit_parts(&lease, &name("vm"), &parts, true)
                 .unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
