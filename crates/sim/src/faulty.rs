@@ -1,30 +1,51 @@
-//! [`FaultyDir`]: any directory, whose calls fail as a shared [`Faults`] says.
+//! [`Faults`]: what becomes of calls to files and directories, other than what they ask for; and [`FaultyDir`], any
+//! directory, under such rules.
 //!
-//! A call is matched against the rules before it goes on to the directory below; one that is told
-//! to fail does not reach it. Rules may be added and dropped while other threads call.
+//! | fault                | below it            | the caller is told                                  |
+//! |----------------------|---------------------|-----------------------------------------------------|
+//! | [`Fault::Refused`]   | nothing is done     | an error                                            |
+//! | [`Fault::Late`]      | it is done          | an error: the answer came too late                  |
+//! | [`Fault::Twice`]     | it is done twice    | the second answer, as where the first one was lost  |
+//! | [`Fault::Forgotten`] | nothing is done     | that it is done                                     |
 //!
-//! | rule                                         | fails                                         |
+//! | rule                                         | befalls                                       |
 //! |----------------------------------------------|-----------------------------------------------|
 //! | `Rule::every(Call::Write, ENOSPC)`           | each write                                    |
 //! | `Rule::once(Call::Sync, EIO)`                | the next sync of a file                       |
 //! | `Rule::once(Call::Sync, EIO).after(2)`       | the third from now                            |
-//! | `Rule::every(Call::Write, EIO).on("cache")`  | each write to a file with "cache" in its name |
+//! | `Rule::every(Call::Write, EIO).on("cache")`  | each write to a file with "cache" in its path |
+//! | `Rule::any(Fault::Twice).on("store/")`       | the next call of any kind that it can, there  |
 //!
-//! A file's name is the one that it was opened or created by; it does not follow renames. A
-//! directory's is the one that it was opened by; the outermost has none.
+//! A call is matched against the rules before it goes on to the directory below. Rules may be added and dropped while
+//! other threads call. A path is that from the outermost directory, by which something was opened or created; it does
+//! not follow renames. The outermost directory's own is empty.
 //!
 //! Not here: calls that do half their work; [`crate::MemoryFs`] with a capacity has short writes.
 
-use std::any::Any;
+mod handles;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cowslip_block::files::{Access, Dir, File, Identity, Lock};
+pub use self::handles::FaultyDir;
 
 /// The disk is broken.
 pub const EIO: i32 = 5;
 /// The disk is full.
 pub const ENOSPC: i32 = 28;
+
+/// What becomes of a call: see the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// With this errno.
+    Refused(i32),
+    /// With this errno.
+    Late(i32),
+    /// By whoever carries calls to a store that is far away.
+    Twice,
+    /// By a store that lies.
+    Forgotten,
+}
 
 /// The kinds of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,31 +74,40 @@ pub enum Call {
     AllocatedBytes,
 }
 
-/// Which calls fail, and how.
+impl Call {
+    /// Can it change something?
+    fn changes(self) -> bool {
+        use Call::{AllocatedBytes, Len, List, NextData, Open, OpenDir, Read};
+        !matches!(
+            self,
+            Open | OpenDir | List | Read | Len | NextData | AllocatedBytes
+        )
+    }
+}
+
+/// Which calls something befalls, and what.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    call: Call,
-    errno: i32,
-    name: String,
-    /// Matching calls that go through before the first that fails.
+    /// All kinds, where none is said.
+    call: Option<Call>,
+    fault: Fault,
+    path: String,
+    /// Matching calls that go through before the first that it befalls.
     skip: u64,
-    /// Calls that fail.
+    /// Calls that it befalls.
     left: u64,
 }
 
 impl Rule {
-    /// One call of a kind fails.
+    /// One call of a kind is refused.
     pub fn once(call: Call, errno: i32) -> Self {
         Self {
-            call,
-            errno,
-            name: String::new(),
-            skip: 0,
-            left: 1,
+            call: Some(call),
+            ..Self::any(Fault::Refused(errno))
         }
     }
 
-    /// All calls of a kind fail.
+    /// All calls of a kind are refused.
     pub fn every(call: Call, errno: i32) -> Self {
         let left = u64::MAX;
         Self {
@@ -86,21 +116,35 @@ impl Rule {
         }
     }
 
+    /// One call of any kind that this can befall: what only looks is not done late or twice, nor refused for want of room.
+    pub fn any(fault: Fault) -> Self {
+        Self {
+            call: None,
+            fault,
+            path: String::new(),
+            skip: 0,
+            left: 1,
+        }
+    }
+
     /// So many matching calls go through first.
     pub fn after(self, skip: u64) -> Self {
         Self { skip, ..self }
     }
 
-    /// Only where the name contains this.
-    pub fn on(self, name: &str) -> Self {
-        let name = name.to_owned();
-        Self { name, ..self }
+    /// Only where the path contains this.
+    pub fn on(self, path: &str) -> Self {
+        let path = path.to_owned();
+        Self { path, ..self }
     }
 
-    /// Counts a call; does it fail?
-    fn hits(&mut self, call: Call, names: &[&str]) -> bool {
-        let named = names.iter().any(|name| name.contains(&self.name));
-        if call != self.call || !named {
+    /// Counts a call; does it befall this one?
+    fn hits(&mut self, call: Call, paths: &[&str]) -> bool {
+        let matches = match self.call {
+            Some(wanted) => call == wanted,
+            None => call.changes() || self.fault == Fault::Refused(EIO),
+        };
+        if !matches || !paths.iter().any(|path| path.contains(&self.path)) {
             return false;
         }
         if self.skip > 0 {
@@ -120,11 +164,11 @@ pub struct Faults(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     rules: Vec<Rule>,
-    failed: u64,
+    met: u64,
 }
 
 impl Faults {
-    /// No rule: nothing fails.
+    /// No rule: all goes well.
     pub fn new() -> Self {
         Self::default()
     }
@@ -134,205 +178,53 @@ impl Faults {
         self.state().rules.push(rule);
     }
 
-    /// Drops all rules: nothing fails any more.
+    /// Drops all rules: all goes well from now on.
     pub fn clear(&self) {
         self.state().rules.clear();
     }
 
-    /// How many calls were made to fail so far.
-    pub fn failed(&self) -> u64 {
-        self.state().failed
+    /// How many calls something befell so far.
+    pub fn met(&self) -> u64 {
+        self.state().met
     }
 
-    fn check(&self, call: Call, names: &[&str]) -> io::Result<()> {
+    /// A call, and what the rules make of it. `pretend` answers where it is not made and said to be.
+    fn call<T>(
+        &self,
+        call: Call,
+        paths: &[&str],
+        mut make: impl FnMut() -> io::Result<T>,
+        pretend: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let error = io::Error::from_raw_os_error;
+        match self.befalls(call, paths) {
+            None => make(),
+            Some(Fault::Refused(errno)) => Err(error(errno)),
+            Some(Fault::Late(errno)) => make().and_then(|_| Err(error(errno))),
+            Some(Fault::Twice) => {
+                // What the first one gave is there while the second is made.
+                let _first = make();
+                make()
+            }
+            Some(Fault::Forgotten) => pretend(),
+        }
+    }
+
+    fn befalls(&self, call: Call, paths: &[&str]) -> Option<Fault> {
         let mut state = self.state();
-        // Every rule counts the call, also where another makes it fail.
-        let mut errno = None;
+        // Every rule counts the call, also where it is another's.
+        let mut fault = None;
         for rule in &mut state.rules {
-            if rule.hits(call, names) {
-                errno.get_or_insert(rule.errno);
+            if rule.hits(call, paths) {
+                fault.get_or_insert(rule.fault);
             }
         }
-        match errno {
-            Some(errno) => {
-                state.failed += 1;
-                Err(io::Error::from_raw_os_error(errno))
-            }
-            None => Ok(()),
-        }
+        state.met += u64::from(fault.is_some());
+        fault
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A directory whose calls fail as told; so do those of what is opened through it.
-#[derive(Debug)]
-pub struct FaultyDir {
-    inner: Arc<dyn Dir>,
-    name: String,
-    faults: Faults,
-}
-
-impl FaultyDir {
-    /// Puts faults over a directory.
-    pub fn new(inner: Arc<dyn Dir>, faults: &Faults) -> Self {
-        Self {
-            inner,
-            name: String::new(),
-            faults: faults.clone(),
-        }
-    }
-
-    fn file(&self, name: &str, inner: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(FaultyFile {
-            inner,
-            name: name.to_owned(),
-            faults: self.faults.clone(),
-        })
-    }
-}
-
-/// The directory below, if this is one of ours.
-fn below(dir: &dyn Dir) -> &dyn Dir {
-    match dir.as_any().downcast_ref::<FaultyDir>() {
-        Some(faulty) => &*faulty.inner,
-        None => dir,
-    }
-}
-
-impl Dir for FaultyDir {
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.faults.check(Call::Create, &[name])?;
-        Ok(self.file(name, self.inner.create(name)?))
-    }
-
-    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
-        self.faults.check(Call::Open, &[name])?;
-        Ok(self.file(name, self.inner.open(name, access)?))
-    }
-
-    fn create_dir(&self, name: &str) -> io::Result<()> {
-        self.faults.check(Call::CreateDir, &[name])?;
-        self.inner.create_dir(name)
-    }
-
-    fn open_dir(&self, name: &str) -> io::Result<Arc<dyn Dir>> {
-        self.faults.check(Call::OpenDir, &[name])?;
-        Ok(Arc::new(Self {
-            inner: self.inner.open_dir(name)?,
-            name: name.to_owned(),
-            faults: self.faults.clone(),
-        }))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.faults.check(Call::Rename, &[from, to])?;
-        self.inner.rename(from, to)
-    }
-
-    fn rename_new(&self, from: &str, into: &dyn Dir, to: &str) -> io::Result<()> {
-        self.faults.check(Call::Rename, &[from, to])?;
-        self.inner.rename_new(from, below(into), to)
-    }
-
-    fn rename_into(&self, from: &str, into: &dyn Dir, to: &str) -> io::Result<()> {
-        self.faults.check(Call::Rename, &[from, to])?;
-        self.inner.rename_into(from, below(into), to)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.faults.check(Call::Remove, &[name])?;
-        self.inner.remove(name)
-    }
-
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.faults.check(Call::List, &[&self.name])?;
-        self.inner.list()
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.faults.check(Call::SyncDir, &[&self.name])?;
-        self.inner.sync()
-    }
-
-    fn try_lock(&self, name: &str) -> io::Result<Option<Box<dyn Lock>>> {
-        self.faults.check(Call::Lock, &[name])?;
-        self.inner.try_lock(name)
-    }
-
-    fn identity(&self) -> io::Result<Identity> {
-        self.inner.identity()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-#[derive(Debug)]
-struct FaultyFile {
-    inner: Arc<dyn File>,
-    name: String,
-    faults: Faults,
-}
-
-impl FaultyFile {
-    fn check(&self, call: Call) -> io::Result<()> {
-        self.faults.check(call, &[&self.name])
-    }
-}
-
-impl File for FaultyFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.check(Call::Read)?;
-        self.inner.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.check(Call::Write)?;
-        self.inner.write_at(buf, offset)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.check(Call::Len)?;
-        self.inner.len()
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.check(Call::SetLen)?;
-        self.inner.set_len(len)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check(Call::Allocate)?;
-        self.inner.allocate(offset, len)
-    }
-
-    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check(Call::Punch)?;
-        self.inner.punch(offset, len)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.check(Call::NextData)?;
-        self.inner.next_data(offset)
-    }
-
-    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.check(Call::NextData)?;
-        self.inner.next_written(offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.check(Call::Sync)?;
-        self.inner.sync()
-    }
-
-    fn allocated_bytes(&self) -> io::Result<u64> {
-        self.check(Call::AllocatedBytes)?;
-        self.inner.allocated_bytes()
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! - [`MemoryFs`]: a file system in memory that knows what was synced, and can be cut at any
 //!   operation;
-//! - [`FaultyDir`]: any directory, with calls that fail as told;
+//! - [`FaultyDir`]: any directory, with calls that fail, are late, are made twice or are forgotten, as told;
 //! - [`load`]: a small write load, and what each snapshot of it holds;
-//! - [`world`]: the real code over such a disk, and every crash that a history could meet.
+//! - [`world`]: the real code over such a disk, and every crash and every fault that a history could meet.
 //!
 //! With the feature `planted`, `planted` plants bugs, and sees that they are found; with `shuttle`,
 //! `schedules` has threads take turns. Not here: the network.
@@ -27,5 +27,5 @@ pub(crate) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("?")
 }
 
-pub use faulty::{Call, EIO, ENOSPC, Faults, FaultyDir, Rule};
+pub use faulty::{Call, EIO, ENOSPC, Fault, Faults, FaultyDir, Rule};
 pub use memory::{Forget, MemoryFs};

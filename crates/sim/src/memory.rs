@@ -24,10 +24,9 @@
 //!    one cut can be looked at under many seeds.
 //! 4. Room is counted by pages of 4 KiB, of files that have a name or are open.
 //!
-//! 5. With [`MemoryFs::fail_after`], one operation fails, once.
-//! 6. While [`MemoryFs::record`] is on, the disk is kept as it is before each operation.
+//! 5. While [`MemoryFs::record`] is on, the disk is kept as it is before each operation.
 //!
-//! Not here: permissions, times, links; room for names.
+//! Not here: calls that fail on a sound disk ([`crate::faulty`]); permissions, times, links; room for names.
 
 mod content;
 mod disk;
@@ -98,16 +97,6 @@ impl MemoryFs {
         self.disk().cut_at = Some(n);
     }
 
-    /// Once so many more operations have happened, one fails with this errno, and does nothing; or none does. What
-    /// was to fail, and has not yet.
-    pub fn fail_after(&self, fault: Option<(u64, i32)>) -> Option<i32> {
-        let mut disk = self.disk();
-        let due = disk.operations;
-        let before = disk.fails.take();
-        disk.fails = fault.map(|(after, errno)| (due + after, errno));
-        before.map(|(_, errno)| errno)
-    }
-
     /// Is the power off?
     pub fn is_cut(&self) -> bool {
         self.disk().off
@@ -166,8 +155,22 @@ impl MemoryFs {
         });
     }
 
+    /// Other threads have their turns before each call to a file of this disk.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn be_slow(&self) {
+        self.disk().is_slow = true;
+    }
+
+    fn take_time(&self) {
+        #[cfg(feature = "shuttle")]
+        if self.disk().is_slow {
+            crate::schedules::turn();
+        }
+    }
+
     /// The disk, for one more operation.
     fn operate(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        self.take_time();
         let mut disk = self.disk();
         let now = disk.operations;
         if let Some(mut interrupt) = disk.interrupt.take_if(|i| i.at <= now) {

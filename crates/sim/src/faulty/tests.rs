@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 
+use cowslip_block::files::{Access, Dir};
+
 use super::*;
 use crate::MemoryFs;
 
@@ -24,7 +26,7 @@ fn once_fails_once_and_the_call_below_does_not_happen() {
     assert_eq!(error.kind(), ErrorKind::StorageFull);
     assert_eq!(file.len().unwrap(), 0);
     file.write_at(b"1", 0).unwrap();
-    assert_eq!(faults.failed(), 1);
+    assert_eq!(faults.met(), 1);
 }
 
 #[test]
@@ -127,4 +129,70 @@ fn every_kind_of_call_can_fail() {
         attempt().unwrap();
         faults.clear();
     }
+}
+
+#[test]
+fn what_is_late_is_done_and_what_is_forgotten_is_not() {
+    let (faults, dir) = world();
+    let file = dir.create("f").unwrap();
+    // What only looks is not late.
+    faults.add(Rule::any(Fault::Late(EIO)));
+    assert_eq!(file.len().unwrap(), 0);
+    assert_eq!(errno(file.write_at(b"1", 0)), EIO);
+    assert_eq!(file.len().unwrap(), 1);
+    assert_eq!(faults.met(), 1);
+
+    faults.add(Rule::any(Fault::Forgotten));
+    file.write_at(b"2", 1).unwrap();
+    assert_eq!(file.len().unwrap(), 1);
+    faults.add(Rule::any(Fault::Forgotten));
+    dir.rename("f", "g").unwrap();
+    faults.add(Rule::any(Fault::Forgotten));
+    dir.create("new").unwrap().write_at(b"1", 0).unwrap();
+    assert_eq!(dir.list().unwrap(), ["f"]);
+    // It holds nothing, and keeps nobody out.
+    faults.add(Rule::any(Fault::Forgotten));
+    let _lock = dir.try_lock("lock").unwrap().unwrap();
+    assert!(dir.try_lock("lock").unwrap().is_some());
+}
+
+#[test]
+fn what_is_asked_twice_has_the_second_answer() {
+    let (faults, dir) = world();
+    dir.create_dir("d").unwrap();
+    let d = dir.open_dir("d").unwrap();
+    let twice = || faults.add(Rule::any(Fault::Twice));
+    let kind = |asked: io::Result<()>| asked.unwrap_err().kind();
+    twice();
+    assert_eq!(kind(dir.create("f").map(drop)), ErrorKind::AlreadyExists);
+    twice();
+    let renamed = dir.rename_new("f", &*d, "f");
+    assert_eq!(kind(renamed), ErrorKind::AlreadyExists);
+    twice();
+    assert_eq!(kind(d.rename_into("f", &*dir, "g")), ErrorKind::NotFound);
+    twice();
+    assert_eq!(kind(dir.remove("g")), ErrorKind::NotFound);
+    assert_eq!(faults.met(), 4);
+    assert_eq!(dir.list().unwrap(), ["d"]);
+}
+
+#[test]
+fn a_path_chooses_a_directory_and_all_below() {
+    let (faults, dir) = world();
+    for name in ["store", "session"] {
+        dir.create_dir(name).unwrap();
+    }
+    let (store, session) = (
+        dir.open_dir("store").unwrap(),
+        dir.open_dir("session").unwrap(),
+    );
+    store.create_dir("layers").unwrap();
+    let layers = store.open_dir("layers").unwrap();
+    faults.add(Rule::any(Fault::Refused(EIO)).on("store/").after(1));
+    session.create("f").unwrap();
+    layers.sync().unwrap();
+    assert_eq!(errno(layers.create("f")), EIO);
+    faults.add(Rule::once(Call::Rename, EIO).on("store/layers/g"));
+    session.rename_into("f", &*session, "g").unwrap();
+    assert_eq!(errno(session.rename_into("g", &*layers, "g")), EIO);
 }

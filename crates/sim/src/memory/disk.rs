@@ -63,8 +63,8 @@ pub(super) struct Disk {
     /// The disk before each operation, if somebody wants to know.
     pub(super) moments: Option<Vec<Disk>>,
     pub(super) interrupt: Option<Interrupt>,
-    /// The operation that fails once, and how.
-    pub(super) fails: Option<(u64, i32)>,
+    #[cfg(feature = "shuttle")]
+    pub(super) is_slow: bool,
     pub(super) cut_at: Option<u64>,
     pub(super) off: bool,
     inodes: u64,
@@ -81,7 +81,8 @@ impl Default for Disk {
             operations: 0,
             moments: None,
             interrupt: None,
-            fails: None,
+            #[cfg(feature = "shuttle")]
+            is_slow: false,
             cut_at: None,
             off: false,
             inodes: ROOT.0,
@@ -99,11 +100,7 @@ impl Disk {
             moments.push(self.after(End::Kill));
             self.moments = Some(moments);
         }
-        let now = self.operations - 1;
-        match self.fails.take_if(|(at, _)| *at <= now) {
-            Some((_, errno)) => Err(io::Error::from_raw_os_error(errno)),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The start of a call that changes nothing.

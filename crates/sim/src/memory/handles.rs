@@ -210,6 +210,7 @@ impl Drop for MemoryLock {
 
 impl MemoryFile {
     fn see<T>(&self, see: impl FnOnce(&content::File) -> io::Result<T>) -> io::Result<T> {
+        self.fs.take_time();
         let disk = self.fs.disk();
         disk.look()?;
         see(&disk.files[&self.inode].0)

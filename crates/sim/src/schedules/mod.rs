@@ -1,5 +1,5 @@
 //! Schedules: the real cache, gate and overlay under threads that take turns as a scheduler says, at each lock, atomic
-//! and condition. One seed is one scenario (who asks for what) and one schedule of it.
+//! and condition, and, where the disk is slow, before each call to a file. One seed is one scenario (who asks for what) and one schedule of it.
 //!
 //! ```text
 //! clients     write, zero, trim, read, flush a few cells that all of them share
@@ -11,7 +11,7 @@
 //!             a flush was answered, or a frozen cache was finished, is what was promised, after the worst of power cuts
 //! ```
 //!
-//! Operations on files are in memory, and each is one step; what a disk may do wrong beside a single thread is
+//! Operations on files are in memory, and each is one step, which does not fail; what a disk may do wrong beside a single thread is
 //! the business of [`crate::world`].
 
 mod device;
@@ -100,6 +100,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Others may have their turns before a call to a file is made.
+pub(crate) fn turn() {
+    // As a lock or an atomic: a yield would say that there is nothing to do here.
+    shuttle::sync::atomic::AtomicBool::new(false).load(shuttle::sync::atomic::Ordering::SeqCst);
+}
+
 /// What all threads of one schedule share.
 struct World {
     /// All clients want the same block, and it is zeroed more often.
@@ -135,6 +141,9 @@ enum Later {
 /// One schedule, as whoever calls this decides.
 fn schedule(seed: u64) -> Result<(), String> {
     let world = Arc::new(World::new(seed.is_multiple_of(3)));
+    if seed.is_multiple_of(2) {
+        world.disk.be_slow();
+    }
     let client = |number: u64| {
         let world = Arc::clone(&world);
         let mut seeded = Seeded::new(seed * 8 + number);

@@ -19,7 +19,7 @@ use cowslip_snapshot::verify::verify;
 
 use super::host::SimHost;
 use super::operation::SessionNumber;
-use super::{SIZE_BYTES, World, at, name, open_store};
+use super::{SIZE_BYTES, World, at, name, open_store, under_rules};
 use crate::memory::{Forget, MemoryFs};
 use crate::world::oracle::{End, Oracle};
 
@@ -36,24 +36,7 @@ impl World {
         before: &Self,
         oracle: Oracle,
     ) -> Result<Self, String> {
-        let life = before.life + 1;
-        let boot = before.boot + u64::from(end == End::Cut);
-        let host = SimHost::new(boot, life);
-        let root = disk.root();
-        let store = open_store(&*root, &host)?;
-        let mut world = Self {
-            disk,
-            root,
-            host,
-            boot,
-            life,
-            store,
-            sessions: std::collections::BTreeMap::new(),
-            during: Oracle::default(),
-            oracle,
-            count: before.count + 1000,
-        };
-        world.oracle.begin();
+        let mut world = Self::start(disk, end, before, oracle)?;
         world.check_names()?;
         world.open_all(promised)?;
         let numbers: Vec<_> = world.sessions.keys().copied().collect();
@@ -69,6 +52,35 @@ impl World {
         world.check_names().map_err(at("after the seals"))?;
         let there = world.names()?;
         world.oracle.settle(&|name| there.iter().any(|n| n == name));
+        Ok(world)
+    }
+
+    /// The next process, which has opened the store, and no session yet.
+    pub(super) fn start(
+        disk: MemoryFs,
+        end: End,
+        before: &Self,
+        oracle: Oracle,
+    ) -> Result<Self, String> {
+        let life = before.life + 1;
+        let boot = before.boot + u64::from(end == End::Cut);
+        let host = SimHost::new(boot, life);
+        let (faults, root) = under_rules(&disk);
+        let store = open_store(&*root, &host)?;
+        let mut world = Self {
+            disk,
+            faults,
+            root,
+            host,
+            boot,
+            life,
+            store,
+            sessions: std::collections::BTreeMap::new(),
+            during: Oracle::default(),
+            oracle,
+            count: before.count + 1000,
+        };
+        world.oracle.begin();
         Ok(world)
     }
 
@@ -103,7 +115,7 @@ impl World {
         Ok(())
     }
 
-    fn names(&self) -> Result<Vec<String>, String> {
+    pub(super) fn names(&self) -> Result<Vec<String>, String> {
         let names = self.store.list().map_err(at("listing"))?;
         Ok(names.into_iter().map(|l| l.name.to_string()).collect())
     }
@@ -113,7 +125,7 @@ impl World {
         let names = self.names()?;
         for text in &names {
             let Some(known) = self.oracle.snapshots.get(text) else {
-                return Err(match self.oracle.removed.contains(text) {
+                return Err(match self.oracle.removed.contains_key(text) {
                     true => format!("{text} was removed, and is there"),
                     false => format!("nobody asked for {text}"),
                 });

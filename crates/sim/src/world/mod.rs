@@ -13,16 +13,18 @@
 //!
 //! Everything happens in one thread, and time stands still: the same seed gives the same [`World::digest`].
 //! What runs beside something else, a collection in the middle of a seal, begins between two operations on
-//! files.
+//! files (`beside.rs`).
 //!
 //! - `operation.rs`: what can happen;  `oracle.rs`: what is promised;  `check.rs`: whether it was kept;
 //! - `explore.rs`: all crashes of one history;  `shrink.rs`: the shortest history that still fails;
-//! - `faults.rs`: all single failures of one history;
+//! - `faults.rs`: all single faults of one history;  `forgetting.rs`: those of a store that lies;
 //! - `hunt.rs`, with the feature `planted`: how long it takes to find a bug that is known.
 
+mod beside;
 mod check;
 mod explore;
 mod faults;
+mod forgetting;
 mod host;
 #[cfg(feature = "planted")]
 pub mod hunt;
@@ -43,13 +45,15 @@ use cowslip_snapshot::import::{ImportOptions, import};
 use cowslip_snapshot::session::{Manifest, Session, SessionError, SnapshotOptions, Surroundings};
 use cowslip_snapshot::{Caches, SnapshotName, Store};
 
+use self::beside::Other;
 pub use self::explore::{Effort, Finding, Seen, Tally, explore};
-pub use self::faults::faults;
+pub use self::faults::{Met, Wrong, faults};
 use self::host::SimHost;
 use self::operation::{Operation, SessionNumber};
 use self::oracle::DeviceOracle;
 pub use self::oracle::{End, Oracle};
 pub use self::shrink::shrink;
+use crate::faulty::{Faults, FaultyDir};
 use crate::memory::MemoryFs;
 
 /// Bytes in a block.
@@ -75,6 +79,8 @@ fn at<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
 /// One boot of one machine, and one process on it.
 pub struct World {
     disk: MemoryFs,
+    /// What befalls calls to its files.
+    faults: Faults,
     root: Arc<dyn Dir>,
     host: Arc<SimHost>,
     boot: u64,
@@ -96,7 +102,7 @@ impl World {
     /// Where something fails that should not.
     pub fn new() -> Result<Self, String> {
         let disk = MemoryFs::new();
-        let root = disk.root();
+        let (faults, root) = under_rules(&disk);
         for dir in ["store", "import"] {
             root.create_dir(dir).map_err(at(dir))?;
         }
@@ -110,6 +116,7 @@ impl World {
         oracle.template(TEMPLATE, &template);
         let mut world = Self {
             disk,
+            faults,
             root,
             host,
             boot: 1,
@@ -219,10 +226,10 @@ impl World {
             Operation::Freeze(session) => self.freeze(session),
             Operation::Seal(session) => self.seal(session),
             Operation::SealAndCollect(session, after) => {
-                self.collect_after(after);
+                let turn = self.beside(after, Other::Collect);
                 let sealed = self.seal(session);
-                self.disk.interrupt(None);
-                sealed
+                let collected = turn.ended();
+                sealed.and(collected.unwrap_or(Ok(())))
             }
             Operation::Tidy(session) => self.with(session, |s| done(s.tidy())),
             Operation::Checkpoint(session) => self.with(session, |s| done(s.checkpoint())),
@@ -246,7 +253,7 @@ impl World {
             }
             Operation::Remove(pick) => self.remove(pick),
             Operation::Collect => done(collect(&*self.another()?, false, &mut |_, _| ())).map(drop),
-            Operation::Compact => self.compact(),
+            Operation::Compact => compact_all(&*self.another()?),
         }
     }
 
@@ -332,25 +339,6 @@ impl World {
         }
     }
 
-    /// A collection by another process, between two operations on files, so many of which are let pass.
-    fn collect_after(&self, operations: u64) {
-        let (disk, root, host) = (
-            self.disk.clone(),
-            Arc::clone(&self.root),
-            Arc::clone(&self.host),
-        );
-        let interrupt = move || {
-            // It would wait for whoever was interrupted.
-            if disk.is_locked("roots.lock") {
-                return false;
-            }
-            let store = open_store(&*root, &host).expect("the store opens");
-            collect(&store, false, &mut |_, _| ()).expect("nothing is damaged");
-            true
-        };
-        self.disk.interrupt(Some((operations, Box::new(interrupt))));
-    }
-
     fn begin(&mut self, session: SessionNumber, from: &str) -> Result<(), String> {
         let mut image = self.oracle.snapshots[from].image.to_vec();
         image.resize(SIZE_BYTES, 0);
@@ -393,13 +381,16 @@ impl World {
             return Ok(());
         };
         for oracle in [&mut self.oracle, &mut self.during] {
-            let snapshot = oracle.snapshots.get_mut(&text);
-            snapshot.expect("it was picked").removing = true;
+            oracle.remove(&text);
         }
         done(self.another()?.remove(&name(&text)))?;
-        if !self.is_asked_for(&text)? {
-            self.oracle.snapshots.remove(&text);
-            self.oracle.removed.push(text);
+        self.is_removed(&text)
+    }
+
+    /// Its removal was answered.
+    fn is_removed(&mut self, text: &str) -> Result<(), String> {
+        if !self.is_asked_for(text)? {
+            self.oracle.removed(text);
         }
         Ok(())
     }
@@ -416,25 +407,6 @@ impl World {
             }
         }
         Ok(false)
-    }
-
-    fn compact(&self) -> Result<(), String> {
-        let policy = Policy {
-            garbage_percent: 0,
-            garbage_bytes_min: 0,
-            layers_max: 2,
-            layers_after: 1,
-        };
-        let options = Options {
-            policy,
-            names: Vec::new(),
-            step_bytes: 20_000,
-        };
-        let around = Around {
-            moved: &|_| {},
-            progress: &|_| true,
-        };
-        done(compact(&*self.another()?, &options, &around)).map(drop)
     }
 
     fn around(&self, dir: &str) -> Result<Surroundings, String> {
@@ -456,10 +428,37 @@ impl World {
     }
 }
 
+/// The root of a disk, and the rules that it is under.
+fn under_rules(disk: &MemoryFs) -> (Faults, Arc<dyn Dir>) {
+    let faults = Faults::new();
+    let root = Arc::new(FaultyDir::new(disk.root(), &faults));
+    (faults, root)
+}
+
 fn open_store(root: &dyn Dir, host: &Arc<SimHost>) -> Result<Arc<Store>, String> {
     let dir = root.open_dir("store").map_err(at("the store"))?;
     let store = Store::open(&*dir, Arc::clone(host) as _, Caches::default());
     store.map(Arc::new).map_err(at("opening the store"))
+}
+
+/// As far as it can be, in many steps.
+fn compact_all(store: &Store) -> Result<(), String> {
+    let policy = Policy {
+        garbage_percent: 0,
+        garbage_bytes_min: 0,
+        layers_max: 2,
+        layers_after: 1,
+    };
+    let options = Options {
+        policy,
+        names: Vec::new(),
+        step_bytes: 20_000,
+    };
+    let around = Around {
+        moved: &|_| {},
+        progress: &|_| true,
+    };
+    done(compact(store, &options, &around)).map(drop)
 }
 
 fn name(text: &str) -> SnapshotName {

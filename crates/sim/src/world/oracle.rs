@@ -97,18 +97,26 @@ impl DeviceOracle {
 
     /// A request failed: each block holds what it was asked to, or what was there; that is its last value now.
     pub(super) fn settle(&mut self, image: &[u8]) -> Result<(), String> {
-        for (i, (block, now)) in self.blocks.iter_mut().zip(image.chunks(BLOCK)).enumerate() {
-            if !block.values[block.acknowledged..]
-                .iter()
-                .any(|value| **value == *now)
-            {
-                return Err(format!(
-                    "block {i} holds what was not there, and not asked for"
-                ));
-            }
-            if **block.last() != *now {
-                block.values.push(now.into());
-            }
+        let mut blocks = image.chunks(BLOCK).enumerate();
+        blocks.try_for_each(|(i, now)| self.settle_block(i, Some(now)))
+    }
+
+    /// The same, of one block; of one that cannot be read, because what lies below the session is lost, no request that
+    /// failed has changed it.
+    pub(super) fn settle_block(&mut self, i: usize, now: Option<&[u8]>) -> Result<(), String> {
+        let block = &mut self.blocks[i];
+        let Some(now) = now else {
+            block.values.truncate(block.acknowledged + 1);
+            return Ok(());
+        };
+        let mut may_be = block.values[block.acknowledged..].iter();
+        if !may_be.any(|value| **value == *now) {
+            return Err(format!(
+                "block {i} holds what was not there, and not asked for"
+            ));
+        }
+        if **block.last() != *now {
+            block.values.push(now.into());
         }
         Ok(())
     }
@@ -136,32 +144,46 @@ impl DeviceOracle {
         if image.len() != size {
             return Err(format!("{} bytes rather than {size}", image.len()));
         }
-        for (i, (block, now)) in self.blocks.iter_mut().zip(image.chunks(BLOCK)).enumerate() {
-            let floor = match promised {
-                End::Kill => block.acknowledged,
-                End::Cut => block.durable,
-            };
-            let is_now = |value: &Value| **value == *now;
-            let whole = block.values[floor..].iter().rposition(is_now);
-            // A disk may tear what was not flushed, between two sectors.
-            let is_torn = || promised == End::Cut && is_torn(&block.values[floor..], now);
-            let Some(found) = whole.or_else(|| is_torn().then_some(0)) else {
-                let found = block.values.iter().position(|value| **value == *now);
-                let wanted = format!("value {floor} of {}, or a later one", block.values.len());
-                return Err(match found {
-                    Some(old) => format!("block {i} holds value {old}; promised was {wanted}"),
-                    None => format!("block {i} holds what nobody wrote; promised was {wanted}"),
-                });
-            };
-            match promised {
-                End::Cut => *block = Block::new(now.into()),
-                End::Kill => {
-                    // A power cut may still take what was not flushed.
-                    block.values.truncate(floor + found + 1);
-                    block.values.drain(..block.durable);
-                    block.acknowledged = block.values.len() - 1;
-                    block.durable = 0;
-                }
+        let mut blocks = image.chunks(BLOCK).enumerate();
+        blocks.try_for_each(|(i, now)| self.accept_block(i, Some(now), promised))
+    }
+
+    /// The same, of one block; one that cannot be read may still be what it may have been.
+    pub(super) fn accept_block(
+        &mut self,
+        i: usize,
+        now: Option<&[u8]>,
+        promised: End,
+    ) -> Result<(), String> {
+        let block = &mut self.blocks[i];
+        let floor = match promised {
+            End::Kill => block.acknowledged,
+            End::Cut => block.durable,
+        };
+        let Some(now) = now else {
+            block.acknowledged = floor;
+            return Ok(());
+        };
+        let is_now = |value: &Value| **value == *now;
+        let whole = block.values[floor..].iter().rposition(is_now);
+        // A disk may tear what was not flushed, between two sectors.
+        let is_torn = || promised == End::Cut && is_torn(&block.values[floor..], now);
+        let Some(found) = whole.or_else(|| is_torn().then_some(0)) else {
+            let found = block.values.iter().position(|value| **value == *now);
+            let wanted = format!("value {floor} of {}, or a later one", block.values.len());
+            return Err(match found {
+                Some(old) => format!("block {i} holds value {old}; promised was {wanted}"),
+                None => format!("block {i} holds what nobody wrote; promised was {wanted}"),
+            });
+        };
+        match promised {
+            End::Cut => *block = Block::new(now.into()),
+            End::Kill => {
+                // A power cut may still take what was not flushed.
+                block.values.truncate(floor + found + 1);
+                block.values.drain(..block.durable);
+                block.acknowledged = block.values.len() - 1;
+                block.durable = 0;
             }
         }
         Ok(())
@@ -198,8 +220,8 @@ pub struct Oracle {
     /// Sessions that were asked for, and not answered.
     pub(super) beginning: BTreeMap<SessionNumber, DeviceOracle>,
     pub(super) snapshots: BTreeMap<String, SnapshotOracle>,
-    /// Names whose removal was answered.
-    pub(super) removed: Vec<String>,
+    /// Names whose removal was answered, and what they held.
+    pub(super) removed: BTreeMap<String, SnapshotOracle>,
 }
 
 impl Oracle {
@@ -224,6 +246,17 @@ impl Oracle {
         self.snapshots.insert(name.to_owned(), snapshot);
     }
 
+    /// Somebody asks for the removal of a name.
+    pub(super) fn remove(&mut self, name: &str) {
+        let snapshot = self.snapshots.get_mut(name);
+        snapshot.into_iter().for_each(|s| s.removing = true);
+    }
+
+    /// Somebody was told that a name is removed.
+    pub(super) fn removed(&mut self, name: &str) {
+        self.removed.extend(self.snapshots.remove_entry(name));
+    }
+
     /// Somebody was told that the snapshot is there: what it holds is durable.
     pub(super) fn stored(&mut self, name: &str) {
         let Some(snapshot) = self.snapshots.get_mut(name) else {
@@ -241,6 +274,13 @@ impl Oracle {
     pub(super) fn begin(&mut self) {
         for snapshot in self.snapshots.values_mut() {
             snapshot.cut = None;
+        }
+    }
+
+    /// The same of one session, in the same process.
+    pub(super) fn begin_again(&mut self, session: SessionNumber) {
+        for snapshot in self.snapshots.values_mut() {
+            snapshot.cut.take_if(|(of, _)| *of == session);
         }
     }
 

@@ -103,7 +103,7 @@ fn seal_under(call: Call, errno: i32, k: u64) -> bool {
     faults.add(Rule::once(call, errno).after(k));
     world.step(&Step::Seal, &mut oracle);
     faults.clear();
-    if faults.failed() == 0 {
+    if faults.met() == 0 {
         return false;
     }
     let again = ended(&first).is_none();
@@ -174,7 +174,7 @@ fn retried_until(rule: &Rule, n: u64) -> (MemoryFs, Oracle) {
     two_frozen(&mut world, &mut oracle);
     faults.add(rule.clone());
     assert!(!world.step(&Step::Seal, &mut oracle), "{rule:?} fails it");
-    assert_eq!(faults.failed(), 1);
+    assert_eq!(faults.met(), 1);
     disk.cut_after(n);
     for step in [Step::Seal, write(7, 5000), Step::Seal, Step::Flush] {
         if !world.step(&step, &mut oracle) {
@@ -264,7 +264,7 @@ fn a_name_that_stands_although_it_failed_is_found_by_the_next_attempt() {
     faults.add(Rule::once(Call::Remove, EIO).on("first"));
     assert!(!world.step(&Step::Seal, &mut oracle));
     assert!(world.store.has(&name("first")).unwrap());
-    assert_eq!(faults.failed(), 2);
+    assert_eq!(faults.met(), 2);
     // Cancelled too late: it is stored.
     let seal = world.session.cancel(&name("first")).unwrap();
     assert!(world.session.seal_next());
@@ -486,7 +486,7 @@ fn an_old_base_is_let_go_of_later_where_it_could_not_be_at_once() {
     let record = format!("{id}.new");
     faults.add(Rule::once(Call::Create, ENOSPC).on(&record).after(1));
     assert!(world.step(&Step::Seal, &mut oracle));
-    assert_eq!(faults.failed(), 1);
+    assert_eq!(faults.met(), 1);
     let listed = || world.store.sessions().unwrap()[0].headers.clone();
     assert_eq!(listed().len(), 2);
     world.session.settle().unwrap();
