@@ -18,6 +18,18 @@ impl Cache {
         below: Below<'_>,
     ) -> Result<(), DeviceError> {
         self.health.check()?;
+        let written = self.write_parts(offset, data, below);
+        // Also where it failed: a part of it may be there, and be read, and the next flush covers what is read.
+        self.unsynced.store(true, Ordering::Release);
+        written
+    }
+
+    fn write_parts(
+        &self,
+        offset: ByteOffset,
+        data: &[u8],
+        below: Below<'_>,
+    ) -> Result<(), DeviceError> {
         let size = self.block_size();
         let (mut at, mut rest) = (offset.0, data);
         while !rest.is_empty() {
@@ -40,7 +52,6 @@ impl Cache {
             at += taken as u64;
             rest = &rest[taken..];
         }
-        self.unsynced.store(true, Ordering::Release);
         Ok(())
     }
 

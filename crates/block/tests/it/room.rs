@@ -7,7 +7,7 @@ use cowslip_block::files::{Access, Dir, RealDir};
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
 use cowslip_block::{ByteOffset, ByteRange, Device, DeviceError, Room};
-use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, MemoryFs, Rule};
+use cowslip_sim::{Call, EIO, ENOSPC, Fault, Faults, FaultyDir, Forget, MemoryFs, Rule};
 
 use crate::rig::{BOOT, Base, geometry, health, index, overlay, pattern, read};
 
@@ -108,9 +108,15 @@ fn provisioning_beyond_the_room_is_refused() {
 }
 
 /// A device in a directory that fails as it is told, and what was said.
-fn faulty() -> (Faults, Overlay, Arc<Cache>, Arc<Mutex<Vec<String>>>) {
+type Faulty = (Faults, Overlay, Arc<Cache>, Arc<Mutex<Vec<String>>>);
+
+fn faulty() -> Faulty {
+    faulty_on(&MemoryFs::new())
+}
+
+fn faulty_on(disk: &MemoryFs) -> Faulty {
     let faults = Faults::new();
-    let dir: Arc<dyn Dir> = Arc::new(FaultyDir::new(MemoryFs::new().root(), &faults));
+    let dir: Arc<dyn Dir> = Arc::new(FaultyDir::new(disk.root(), &faults));
     let said = Arc::<Mutex<Vec<String>>>::default();
     let lines = Arc::clone(&said);
     let health = Health::new(move |line| lines.lock().unwrap().push(line.to_owned()));
@@ -174,6 +180,57 @@ fn a_sync_that_finds_the_disk_full_poisons_too() {
     faults.add(Rule::once(Call::Sync, ENOSPC).on(".data"));
     assert!(matches!(overlay.flush(), Err(DeviceError::Poisoned(_))));
     assert_eq!(said.lock().unwrap().len(), 1);
+}
+
+/// What a failed write did of what it was asked for can be read, and is durable with the next flush.
+#[test]
+fn a_flush_covers_what_a_failed_write_has_done() {
+    let disk = MemoryFs::new();
+    let (faults, overlay, _cache, _said) = faulty_on(&disk);
+    overlay.flush().unwrap();
+    faults.add(Rule::once(Call::Write, ENOSPC).on(".data"));
+    // Zeros and data: the zeros need no room.
+    let mut bytes = pattern(2, 8192);
+    bytes[..4096].fill(0);
+    let written = overlay.write(ByteOffset(0), &bytes);
+    assert!(matches!(written, Err(DeviceError::NoSpace)), "{written:?}");
+    assert!(read(&overlay, 0, 4096) == [0; 4096]);
+    overlay.flush().unwrap();
+    let dir = disk.after_cut(Forget::Unsynced).root();
+    let found = Cache::find(dir, "cache-1", geometry(1 << 20), [9; 16], health()).unwrap();
+    let found = found.settle().unwrap();
+    assert_eq!(found.count(BlockState::Dirty).0, 1, "block 0 is zero");
+}
+
+/// A record that failed, and is in the journal all the same, would say of what is written in place later that it is
+/// zeros.
+#[test]
+fn a_record_that_is_said_to_fail_and_is_there_is_taken_back() {
+    let disk = MemoryFs::new();
+    let (faults, overlay, _cache, said) = faulty_on(&disk);
+    let late = Rule::any(Fault::Late(ENOSPC)).on(".journal");
+    faults.add(late.clone());
+    let trimmed = overlay.trim(ByteRange::new(0, 4096));
+    assert!(matches!(trimmed, Err(DeviceError::NoSpace)), "{trimmed:?}");
+    overlay.write(ByteOffset(0), &pattern(2, 4096)).unwrap();
+    let dir = disk.after_cut(Forget::Nothing).root();
+    let found = Cache::find(dir, "cache-1", geometry(1 << 20), BOOT, health()).unwrap();
+    let found = found.settle().unwrap();
+    assert_eq!(
+        found.count(BlockState::Dirty).0,
+        2,
+        "it is found after a kill"
+    );
+    assert!(said.lock().unwrap().is_empty());
+
+    // Where that fails, and not for want of room, nothing can be promised any more.
+    faults.add(late);
+    faults.add(Rule::once(Call::Write, EIO).on(".journal").after(1));
+    let trimmed = overlay.trim(ByteRange::new(0, 4096));
+    assert!(
+        matches!(trimmed, Err(DeviceError::Poisoned(_))),
+        "{trimmed:?}"
+    );
 }
 
 #[test]

@@ -339,7 +339,14 @@ impl Journal {
         if self.position + len + reserve > self.allocated {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.file.write_at(&record, self.position)?;
+        if let Err(error) = self.file.write_at(&record, self.position) {
+            // It may be there all the same, and must not be found: a cache that goes on writes in place, without a
+            // record, what this one says is zero. Where there is no room for four bytes, there was none for it.
+            return Err(match self.file.write_at(&[0; 4], self.position) {
+                Err(worse) if worse.kind() != io::ErrorKind::StorageFull => worse,
+                _ => error,
+            });
+        }
         self.position += len;
         self.next_sequence += 1;
         Ok(())
