@@ -187,9 +187,9 @@ impl Store {
     ) -> Result<Arc<[u8]>, StoreError> {
         let mut key = (id, frame);
         if planted(Bug::StaleFrame) {
-            let mut layers = self.layers.list().unwrap_or_default();
-            layers.retain(|layer| *layer < id.to_string());
-            key.0 = LayerId(Uuid::from_u128(layers.len() as u128));
+            let (name, layers) = (id.to_string(), self.layers.list().unwrap_or_default());
+            let place = layers.iter().filter(|layer| **layer < name).count();
+            key.0 = LayerId(Uuid::from_u128(place as u128));
         }
         let read = self.frames.get_or_insert_with(&key, || {
             let layer = self.open_layer(id)?;
@@ -337,7 +337,7 @@ impl Store {
     /// Gives all parts of a snapshot their name, in one step. Leases protect each of them.
     ///
     /// # Errors
-    /// `AlreadyExists` where the name is taken and `replace` is not wanted; `NoSpace`, `Io`.
+    /// `AlreadyExists` where the name stands for something else and `replace` is not wanted; `NoSpace`, `Io`.
     pub fn commit_parts(
         &self,
         lease: &Lease,
@@ -346,12 +346,20 @@ impl Store {
         replace: bool,
     ) -> Result<(), StoreError> {
         let mut pending = Pending::create(&self.tmp, lease)?;
-        pending.append(&Record::of(parts).encode(name))?;
+        let record = Record::of(parts);
+        pending.append(&record.encode(name))?;
         if replace {
             let _roots = RootLock::take(&self.leases)?;
-            pending.commit_over(self.snapshots.as_ref(), name.as_str())
-        } else {
-            pending.commit_new(self.snapshots.as_ref(), name.as_str())
+            return pending.commit_over(self.snapshots.as_ref(), name.as_str());
+        }
+        match pending.commit_new(self.snapshots.as_ref(), name.as_str()) {
+            // A store that is asked again, because its answer was lost, finds what it has done itself.
+            Err(StoreError::AlreadyExists { .. })
+                if self.record(name).is_ok_and(|there| there == record) =>
+            {
+                self.sync_names()
+            }
+            other => other,
         }
     }
 

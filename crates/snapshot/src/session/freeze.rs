@@ -2,6 +2,7 @@
 //! `mod.rs`; what lies between the two is `sealing.rs`.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
 use cowslip_block::cache::{Cache, Found};
@@ -73,13 +74,7 @@ impl Session {
         if planted(Bug::ListBeforeCache) {
             drop(manifest.write(&*self.dir));
         }
-        let top = Cache::create(
-            Arc::clone(&self.dir),
-            &top_name,
-            self.geometry,
-            self.host.boot_id(),
-            Arc::clone(&self.health),
-        );
+        let top = self.new_cache(&top_name);
         let top = top.map_err(|e| SessionError::io("making a new cache", e))?;
         if let Err(error) = self.replace_manifest(&old, manifest) {
             drop(top);
@@ -99,6 +94,24 @@ impl Session {
         locked(&self.state).queue.push_back(Arc::clone(&seal));
         self.queued.notify_all();
         Ok(seal)
+    }
+
+    fn new_cache(&self, name: &str) -> io::Result<Cache> {
+        let create = || {
+            let (dir, health) = (Arc::clone(&self.dir), Arc::clone(&self.health));
+            Cache::create(dir, name, self.geometry, self.host.boot_id(), health)
+        };
+        match create() {
+            // An earlier freeze failed and left it, or a disk that said so had made it. Nothing lists it, unless
+            // the session is poisoned.
+            Err(e)
+                if e.kind() == io::ErrorKind::AlreadyExists && self.health.reason().is_none() =>
+            {
+                Cache::remove(&*self.dir, name, self.geometry.block_size)?;
+                create()
+            }
+            other => other,
+        }
     }
 
     /// What the next snapshot will be made over: the last that was asked for, unless that is given up,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cowslip_block::BlockSize;
 use cowslip_block::files::Dir;
-use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, Forget, MemoryFs, Rule};
+use cowslip_sim::{Call, EIO, ENOSPC, Fault, Faults, FaultyDir, Forget, MemoryFs, Rule};
 use cowslip_snapshot::verify::verify;
 use cowslip_snapshot::{HeaderSpec, SnapshotName, Store, StoreError, Target};
 
@@ -143,4 +143,28 @@ fn a_full_or_failing_disk_is_an_error_and_leaves_nothing_half_done() {
             }
         }
     }
+}
+
+/// The first answer is lost, and the store is asked again: it finds the name taken, by what it has done itself.
+#[test]
+fn a_commit_that_is_made_twice_is_made() {
+    let (fs, faults) = (MemoryFs::new(), Faults::new());
+    let root = FaultyDir::new(fs.root(), &faults);
+    let store = Store::open_or_create(&root, CountingHost::from(1), SMALL).unwrap();
+    let lease = store.lease().unwrap();
+    let put = |blocks: u64| {
+        let header = store.put_header(&lease, &spec(None, blocks * 4096, &[]));
+        header.unwrap()
+    };
+    let (first, second) = (put(1), put(2));
+    faults.add(Rule::any(Fault::Twice).on("snapshots/one"));
+    store.commit(&lease, &name("one"), &first, false).unwrap();
+    assert_eq!(faults.met(), 1);
+    assert_eq!(store.resolve(&name("one")).unwrap().id(), first.id());
+    // It is durable, and another's name stays taken.
+    let after = fs.after_cut(Forget::Unsynced).root();
+    let after = Store::open(&*after, CountingHost::from(1 << 20), SMALL).unwrap();
+    assert!(same(&whole_names(&after), &[("one", 1)]));
+    let taken = store.commit(&lease, &name("one"), &second, false);
+    assert!(matches!(taken, Err(StoreError::AlreadyExists { .. })));
 }

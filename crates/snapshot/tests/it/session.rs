@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_block::{ByteOffset, ByteRange, Room};
-use cowslip_sim::{Call, EIO, ENOSPC, Faults, FaultyDir, MemoryFs, Rule};
+use cowslip_sim::{Call, EIO, ENOSPC, Fault, Faults, FaultyDir, MemoryFs, Rule};
 use cowslip_snapshot::session::{
     Manifest, Seal, Session, SessionError, SnapshotOptions, Surroundings, Workers,
 };
@@ -158,6 +158,16 @@ fn a_freeze_that_fails_leaves_the_session_as_it_was() {
             let kept = [SyncDir, Rename].map(|c| Rule::every(c, EIO).after(after));
             freeze_under(&[Rule::every(call, ENOSPC).after(after), kept[0].clone()]);
             freeze_under(&[Rule::every(call, ENOSPC).after(after + 1), kept[1].clone()]);
+        }
+    }
+}
+
+/// A file that is said not to be made, and is there, is in nobody's way.
+#[test]
+fn a_freeze_that_is_done_and_said_to_fail_can_be_asked_for_again() {
+    for fault in [Fault::Late(EIO), Fault::Late(ENOSPC), Fault::Twice] {
+        for after in 0..30 {
+            freeze_under(&[Rule::any(fault).after(after)]);
         }
     }
 }
