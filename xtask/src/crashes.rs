@@ -2,6 +2,9 @@
 //! and by power cuts; every disk that is left is opened and compared with what was promised
 //! (`crates/sim/src/world`). Built for speed, which is why it is a program of its own.
 //!
+//! `cargo xtask crashes --faults [SECONDS]`: each operation on a file of such histories meets a fault once: it is refused, late,
+//! done twice, interrupted by another process, or forgotten (`crates/sim/src/world/faults.rs`).
+//!
 //! `cargo xtask crashes --planted [--seed N] [--seconds-each N]`: the checker is checked. Bugs are planted in the engine
 //! one after the other (`crates/block/src/planted.rs`), and hunted; one that is not found is an error.
 
@@ -14,7 +17,7 @@ use serde_json::{Value, json};
 use crate::rig::table::table;
 use crate::run::{cargo, step};
 
-const USAGE: &str = "usage: cargo xtask crashes [SECONDS] [--seed N] [--length N] [--json] | --planted [--seed N] [--seconds-each N] [--json]";
+const USAGE: &str = "usage: cargo xtask crashes [SECONDS] [--faults] [--seed N] [--length N] [--json] | --planted [--seed N] [--seconds-each N] [--json]";
 
 /// A program whose lines of JSON are rows.
 struct Hunter {

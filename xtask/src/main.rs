@@ -46,6 +46,7 @@ cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal, nbd, ext4 or tar, a minute unless told otherwise
 cargo xtask coverage [--save]           lines of block, snapshot and nbd that tests run, and those that none does; --json
 cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
+cargo xtask crashes --faults [SECONDS]  every fault that a store may have, at each operation on a file of such histories; --seed N, --length N, --json
 cargo xtask crashes --planted           the checker is checked: each bug that is planted has to be found; --seed N, --seconds-each N, --json
 cargo xtask schedules [SECONDS] [--seed N] threads that take turns as told over one device, against an oracle; a minute
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json

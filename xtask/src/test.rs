@@ -2,7 +2,7 @@
 //!
 //! 1. what tests need of other people's programs is installed, or said to be missing;
 //! 2. format, lints, docs, tests, in this order; the first that fails ends it;
-//! 3. crashes of histories that nobody has seen: their seed is the time, and is told;
+//! 3. crashes and faults of histories that nobody has seen: their seed is the time, and is told;
 //! 4. threads that take turns as told, and the checker is checked: every planted bug is found;
 //! 5. a quarter of a minute of faults in real servers.
 //!
@@ -50,6 +50,8 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     step("fuzz targets, briefly", &mut cargo(doors.split(' ')))?;
     let fresh = "run --quiet -p cowslip-sim --bin crashes -- 20 --length 12";
     step("crashes of fresh seeds", &mut cargo(fresh.split(' ')))?;
+    let fresh = "run --quiet -p cowslip-sim --bin crashes -- 10 --faults --length 10";
+    step("faults of fresh seeds", &mut cargo(fresh.split(' ')))?;
     for told in PLANTED {
         step("schedules and planted bugs", &mut cargo(told.split(' ')))?;
     }

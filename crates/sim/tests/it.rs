@@ -3,6 +3,8 @@
 
 #[path = "it/crashes.rs"]
 mod crashes;
+#[path = "it/faults.rs"]
+mod faults;
 #[cfg(feature = "planted")]
 #[path = "it/planted.rs"]
 mod planted;

@@ -216,7 +216,7 @@ fn a_freeze_that_fails_on_a_full_disk_after_another_failure_refuses_no_writes() 
     faults.add(Rule::once(Call::Create, EIO).on("session.json"));
     world.session.seal_next();
     ended(&seal.unwrap()).unwrap();
-    assert_eq!(faults.failed(), 1);
+    assert_eq!(faults.met(), 1);
     faults.add(Rule::every(Call::Write, ENOSPC).on("session.json"));
     take(&world, "second", &SnapshotOptions::default()).unwrap_err();
     write(&world, 1, &bytes_of(6, BLOCK));
