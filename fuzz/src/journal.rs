@@ -13,7 +13,7 @@ use cowslip_block::files::{Access, Dir, read_all};
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
 use cowslip_block::{
-    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink, Room,
+    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Geometry, ReadSink, Room,
 };
 use cowslip_sim::{Forget, MemoryFs};
 
@@ -148,35 +148,6 @@ impl Device for Nothing {
 
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         sink.zeroes(range.len());
-        Ok(())
-    }
-
-    fn write(&self, _: ByteOffset, _: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn write_zeroes(&self, _: ByteRange, _: Room) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn trim(&self, _: ByteRange) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn block_status(
-        &self,
-        range: ByteRange,
-        visit: &mut dyn FnMut(Extent) -> std::ops::ControlFlow<()>,
-    ) -> Result<(), DeviceError> {
-        let _ = visit(Extent {
-            len: range.len(),
-            hole: true,
-            dirty: false,
-        });
         Ok(())
     }
 }

@@ -15,7 +15,6 @@
     reason = "criterion's macros make undocumented functions"
 )]
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,9 +25,7 @@ use cowslip_block::cache::Cache;
 use cowslip_block::files::{Dir, File, RealDir};
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
-use cowslip_block::{
-    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink,
-};
+use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, DeviceError, Geometry, ReadSink};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
@@ -57,16 +54,6 @@ impl Device for Nothing {
 
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         sink.zeroes(range.len());
-        Ok(())
-    }
-
-    fn block_status(
-        &self,
-        range: ByteRange,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), DeviceError> {
-        let (len, hole, dirty) = (range.len(), true, false);
-        let _ = visit(Extent { len, hole, dirty });
         Ok(())
     }
 }

@@ -74,7 +74,8 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
-    /// Visits the extents of `range` in order until the visitor breaks. Neighbours may be equal.
+    /// Visits the extents of `range` in order until the visitor breaks. Neighbours may be equal. A device that does
+    /// not know its holes says that there are none.
     ///
     /// # Errors
     /// [`DeviceError`].
@@ -82,7 +83,14 @@ pub trait Device: Send + Sync {
         &self,
         range: ByteRange,
         visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), DeviceError>;
+    ) -> Result<(), DeviceError> {
+        let _ = visit(Extent {
+            len: range.len(),
+            hole: false,
+            dirty: false,
+        });
+        Ok(())
+    }
 }
 
 impl dyn Device + '_ {

@@ -268,9 +268,8 @@ fn answer(done: Result<(), Errno>, reply: ReplyEmpty) {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
 
-    use cowslip_block::{BlockSize, Extent, ReadSink};
+    use cowslip_block::{BlockSize, ReadSink};
 
     use super::*;
 
@@ -299,14 +298,6 @@ mod tests {
                 17 => return Err(DeviceError::NoSpace),
                 _ => self.0.lock().unwrap().push((range, room)),
             }
-            Ok(())
-        }
-
-        fn block_status(
-            &self,
-            _: ByteRange,
-            _: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-        ) -> Result<(), DeviceError> {
             Ok(())
         }
     }

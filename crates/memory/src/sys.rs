@@ -337,11 +337,12 @@ unsafe impl<const OPCODE: Opcode> rustix::ioctl::Ioctl for NewFd<OPCODE> {
         std::ptr::without_provenance_mut(self.0 as usize)
     }
 
+    // SAFETY: called with what the ioctl returned, which is not an error; the pointer is not followed.
     unsafe fn output_from_ptr(
         out: rustix::ioctl::IoctlOutput,
         _: *mut std::ffi::c_void,
     ) -> rustix::io::Result<OwnedFd> {
-        // SAFETY: as above.
+        // SAFETY: what these ioctls return is a descriptor that was made for the caller, who alone has it.
         Ok(unsafe { OwnedFd::from_raw_fd(out) })
     }
 }
@@ -448,6 +449,7 @@ unsafe impl rustix::ioctl::Ioctl for ScanRequest<'_> {
         std::ptr::from_mut(self.0).cast()
     }
 
+    // SAFETY: called with what the ioctl returned, which is a number; the pointer is not followed.
     unsafe fn output_from_ptr(
         out: rustix::ioctl::IoctlOutput,
         _: *mut std::ffi::c_void,

@@ -2,11 +2,10 @@
 //! `cargo run --release -p cowslip-nbd --example ram -- SOCKET MIB`, until its standard input ends.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cowslip_block::{
-    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink, Room,
+    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Geometry, ReadSink, Room,
 };
 use cowslip_nbd::{Export, Listen, Server};
 
@@ -47,23 +46,6 @@ impl Device for Ram {
     }
 
     fn trim(&self, _range: ByteRange) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn block_status(
-        &self,
-        range: ByteRange,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), DeviceError> {
-        let _ = visit(Extent {
-            len: range.len(),
-            hole: false,
-            dirty: true,
-        });
         Ok(())
     }
 }

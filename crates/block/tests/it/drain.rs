@@ -4,7 +4,6 @@
 //! The request is held in a read of the base, which a partial write makes inside its cache. What must
 //! not happen meanwhile would happen at once, so it is given a moment to; what must happen is awaited.
 
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -13,7 +12,7 @@ use std::time::Duration;
 use cowslip_block::cache::Cache;
 use cowslip_block::files::{Dir, RealDir};
 use cowslip_block::overlay::Overlay;
-use cowslip_block::{ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink};
+use cowslip_block::{ByteOffset, ByteRange, Device, DeviceError, Geometry, ReadSink};
 use cowslip_sim::{Forget, MemoryFs};
 
 use crate::rig::{BOOT, Base, geometry, health, overlay, pattern, read};
@@ -39,14 +38,6 @@ impl Device for HeldBase {
             self.let_go.lock().unwrap().recv().unwrap();
         }
         self.base.read(range, sink)
-    }
-
-    fn block_status(
-        &self,
-        range: ByteRange,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), DeviceError> {
-        self.base.block_status(range, visit)
     }
 }
 

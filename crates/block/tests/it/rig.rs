@@ -1,16 +1,13 @@
 //! What the tests of cache and overlay stand on: a base in memory, and an overlay over it in a
 //! directory of files.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cowslip_block::cache::Cache;
 use cowslip_block::files::Dir;
 use cowslip_block::health::Health;
 use cowslip_block::overlay::Overlay;
-use cowslip_block::{
-    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink,
-};
+use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, DeviceError, Geometry, ReadSink};
 
 /// A read-only device in memory.
 pub(crate) struct Base(pub(crate) Vec<u8>);
@@ -27,19 +24,6 @@ impl Device for Base {
     fn read(&self, range: ByteRange, sink: &mut dyn ReadSink) -> Result<(), DeviceError> {
         let (start, end) = (index(range.start.0), index(range.end.0));
         sink.data(end - start).copy_from_slice(&self.0[start..end]);
-        Ok(())
-    }
-
-    fn block_status(
-        &self,
-        range: ByteRange,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), DeviceError> {
-        let _ = visit(Extent {
-            len: range.len(),
-            hole: false,
-            dirty: false,
-        });
         Ok(())
     }
 }

@@ -368,27 +368,32 @@ fn beside_a_good_client(at: &At, image: &[u8], attack: impl FnOnce(&dyn Fn())) {
     assert!(peak < MEMORY_BYTES_MAX, "{} MiB", peak / MIB);
 }
 
-#[test]
-fn nonsense_of_every_kind() {
+/// What a server says that is attacked beside a good client.
+fn attacked(attack: impl FnOnce(&At, &dyn Fn())) -> String {
     let rig = Rig::new();
     let image = noise(1, SIZE);
     rig.import("base", &image);
     let served = rig.serve("base --session s");
     let at = At::of(&served);
-    beside_a_good_client(&at, &image, |goes_on| {
+    beside_a_good_client(&at, &image, |goes_on| attack(&at, goes_on));
+    served.end()
+}
+
+#[test]
+fn nonsense_of_every_kind() {
+    let said = attacked(|at, goes_on| {
         for seed in 0..4 {
-            nonsense(&at, seed);
+            nonsense(at, seed);
             goes_on();
         }
-        confusion(&at);
+        confusion(at);
         goes_on();
         // Nothing of the sort is large: it is far from the bound.
-        assert!(memory_peak(&at) < 256 * MIB);
-        never_reads(&at, false);
+        assert!(memory_peak(at) < 256 * MIB);
+        never_reads(at, false);
         goes_on();
-        never_reads(&at, true);
+        never_reads(at, true);
     });
-    let said = served.end();
     assert!(!said.contains("panic"), "{said}");
     assert!(
         said.lines().count() < 200,
@@ -398,14 +403,9 @@ fn nonsense_of_every_kind() {
 
 #[test]
 fn as_many_as_there_are_places_and_more() {
-    let rig = Rig::new();
-    let image = noise(1, SIZE);
-    rig.import("base", &image);
-    let served = rig.serve("base --session s");
-    let at = At::of(&served);
-    beside_a_good_client(&at, &image, |goes_on| {
+    attacked(|at, goes_on| {
         // Two thirds of the places hold the largest requests there are, half sent.
-        let mut loris = Loris::settle(&at, CONNECTIONS_MAX * 2 / 3);
+        let mut loris = Loris::settle(at, CONNECTIONS_MAX * 2 / 3);
         loris.push(30 * MIB);
         goes_on();
         loris.byte();
@@ -425,5 +425,4 @@ fn as_many_as_there_are_places_and_more() {
         loris.byte();
         goes_on();
     });
-    served.end();
 }

@@ -1,15 +1,12 @@
 //! What a schedule is about: an overlay in a [`MemoryFs`], and a base that a snapshot can take the place of.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cowslip_block::cache::{Cache, Found};
 use cowslip_block::files::Dir;
 use cowslip_block::health::Health;
 use cowslip_block::overlay::{Overlay, Stack};
-use cowslip_block::{
-    BlockSize, ByteOffset, ByteRange, Device, DeviceError, Extent, Geometry, ReadSink,
-};
+use cowslip_block::{BlockSize, ByteOffset, ByteRange, Device, DeviceError, Geometry, ReadSink};
 
 use super::oracle::CELL;
 use crate::memory::{Forget, MemoryFs};
@@ -35,17 +32,6 @@ impl Device for Flat {
         let place = |at: ByteOffset| usize::try_from(at.0).expect("it is in memory");
         let bytes = &self.0[place(range.start)..place(range.end)];
         sink.data(bytes.len()).copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn block_status(
-        &self,
-        range: ByteRange,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<()>,
-    ) -> Result<(), DeviceError> {
-        let (hole, dirty) = (false, false);
-        let len = range.len();
-        let _ = visit(Extent { len, hole, dirty });
         Ok(())
     }
 }

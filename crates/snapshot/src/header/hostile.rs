@@ -1,10 +1,11 @@
 //! For tests: a header object that is small, well-formed and hostile.
 
-use cowslip_block::{BlockIndex, BlockRange, BlockSize};
+use cowslip_block::{BlockIndex, BlockRange};
 
 use super::build::Builder;
+use super::crafted::meta;
 use super::map::{MapRun, Target};
-use super::meta::{DiffFigures, HeaderMeta, Tail};
+use super::meta::Tail;
 use super::{Nodes, Slot};
 use crate::error::StoreError;
 use crate::ids::{HeaderId, LayerId};
@@ -27,22 +28,9 @@ pub(crate) fn leads_everywhere(
         root = builder.put_inner(level, Box::new([root; INNER_SLOTS]), &Slot::Nil)?;
     }
     let mut out = builder.into_bytes();
-    let meta = HeaderMeta {
-        id,
-        origin: id,
-        parent: None,
-        generation: 0,
-        created_unix_ms: 0,
-        block_size: BlockSize::DISK,
-        size_bytes: span(height) * 4096,
-        made_by: "a test".into(),
-        own_layer: None,
-        figures: DiffFigures::default(),
-        payload_bytes: 0,
-    };
     let nodes_bytes = out.len() as u64;
     let tail = Tail {
-        meta,
+        meta: meta(id, span(height)),
         root,
         nodes_bytes,
     };
