@@ -6,6 +6,7 @@
 //! source     the snapshot's map and frames, shared by all guests of it
 //! server     guests without number: one thread for what is at hand, a pool in turns for what is not
 //! seal       memory that stands still -> what each page becomes -> layer and header
+//! snapshot   a guest that is served: what it wrote, copied out as it was at one moment -> seal
 //! ```
 //!
 //! Read in this order: [`page`], [`regions`], [`handshake`], [`source`], [`guest`], [`live`], [`server`]; [`sys`] is the kernel. By itself: [`seal`], with
@@ -24,6 +25,7 @@ pub mod process;
 pub mod regions;
 pub mod seal;
 pub mod server;
+pub mod snapshot;
 pub mod source;
 pub mod sys;
 pub mod trace;

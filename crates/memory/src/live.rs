@@ -4,12 +4,13 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cowslip_block::{BlockIndex, BlockRange};
+use cowslip_snapshot::{Header, Store};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv, sockopt::socket_peercred};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -46,6 +47,9 @@ pub struct Live {
     pid: Pid,
     process: OwnedFd,
     memory: Option<Process>,
+    /// What its memory was at its last snapshot, or when it began.
+    base: Mutex<Arc<Header>>,
+    store: Arc<Store>,
     connection: UnixStream,
     line: Arc<Line<Self>>,
     is_over: AtomicBool,
@@ -66,8 +70,12 @@ impl Live {
         // Another user's process, say: its memory is served, and not looked at.
         let memory = Process::open(pid.as_raw_nonzero().get().unsigned_abs()).ok();
         let tracking = track(&uffd, &handshake.regions, memory.as_ref());
+        let base = Mutex::new(Arc::clone(source.image().header()));
+        let store = Arc::clone(source.image().store());
         Ok(Self {
             guest: Guest::new(handshake, source, tracking),
+            base,
+            store,
             pid,
             process,
             memory,
@@ -86,6 +94,19 @@ impl Live {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Where its image is, and its snapshots are to be.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn process(&self) -> Option<&Process> {
+        self.memory.as_ref()
+    }
+
+    pub(crate) fn base(&self) -> &Mutex<Arc<Header>> {
+        &self.base
     }
 
     pub(crate) fn connection(&self) -> &UnixStream {

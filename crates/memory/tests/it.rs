@@ -17,6 +17,8 @@ mod rig;
 mod sealed;
 #[path = "it/served.rs"]
 mod served;
+#[path = "it/snapshots.rs"]
+mod snapshots;
 
 #[test]
 fn the_guest() {

@@ -14,9 +14,9 @@ use cowslip_vmm::{Control, Shape, can};
 
 use crate::rig::{image_byte, source, until};
 
-struct Host {
+pub(crate) struct Host {
     temp: TempDir,
-    server: Server,
+    pub(crate) server: Server,
     said: Arc<Mutex<Vec<String>>>,
 }
 
@@ -25,7 +25,7 @@ impl Host {
         Self::with(pages, Options::default())
     }
 
-    fn with(pages: usize, options: Options) -> Self {
+    pub(crate) fn with(pages: usize, options: Options) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let source = source(&temp, pages, 4096);
         let listener = UnixListener::bind(temp.path().join("memory.sock")).unwrap();
@@ -36,13 +36,18 @@ impl Host {
         Self { temp, server, said }
     }
 
-    fn guest(&self, pages: usize, tracking: Tracking) -> Control {
+    pub(crate) fn guest(&self, pages: usize, tracking: Tracking) -> Control {
         let shape = Shape {
             pages,
             is_async: tracking == Tracking::Async,
             ..Shape::default()
         };
         Control::start(self.temp.path(), shape)
+    }
+
+    /// All that it said.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().join("\n")
     }
 
     fn connect(&self) -> UnixStream {

@@ -1,0 +1,172 @@
+//! [`take`]: a snapshot of the memory of a guest that is served: what it wrote since the last one, over that one.
+//!
+//! ```text
+//! paused      harvest; copy, unless writes are told of            (guest/capture.rs)
+//! goes on     copy, where writes are told of; seal                (seal.rs)
+//! committed   the next one is made over this one                  (Taken::committed)
+//! ```
+//!
+//! Whatever fails, and whoever drops a [`Taken`] without a word, leaves the guest as if nothing had been asked: what it wrote goes into the next
+//! snapshot. One snapshot of a guest is taken at a time; a second one waits.
+
+use std::fs::File;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use cowslip_block::files::RealFile;
+use cowslip_snapshot::roots::Lease;
+use cowslip_snapshot::sparse::SparseFile;
+use cowslip_snapshot::{Header, StoreError};
+
+use crate::guest::{CaptureError, Guest, Harvest, Tracking};
+use crate::live::Live;
+use crate::seal::{MemoryFigures, MemorySpec, PAGE, Step, seal};
+
+/// What a snapshot is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotSpec<'a> {
+    /// Takes what was written: an empty file, without a name, where there is room for it.
+    pub spool: &'a File,
+    /// The disk that is snapshot with it.
+    pub disk: Option<&'a Arc<Header>>,
+    /// Frames of the disk that the map may lead to.
+    pub disk_frames_max: u64,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Its monitor is another user's, say.
+    #[error("the memory of process {0} cannot be looked at")]
+    NotOurs(u32),
+    /// See there.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A snapshot that is stored, and has no name yet.
+#[derive(Debug)]
+pub struct Taken<'a> {
+    guest: &'a Guest,
+    base: MutexGuard<'a, Arc<Header>>,
+    harvest: Harvest,
+    header: Arc<Header>,
+    figures: MemoryFigures,
+    is_committed: bool,
+}
+
+impl Taken<'_> {
+    /// Its map.
+    pub fn header(&self) -> &Arc<Header> {
+        &self.header
+    }
+
+    /// What became of the pages.
+    pub fn figures(&self) -> MemoryFigures {
+        self.figures
+    }
+
+    /// It has its name: the next one is made over it. Whoever says so keeps it from being collected as long as the guest lives.
+    pub fn committed(mut self) {
+        *self.base = Arc::clone(&self.header);
+        self.is_committed = true;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            self.guest.lose(&self.harvest);
+        }
+    }
+}
+
+/// Takes one, in the store of the image that the guest began from. The guest is paused; `goes_on` is called, once, when it may go on, also where this fails. `progress` is told how much of a step is done, and of how
+/// much.
+///
+/// # Errors
+/// [`SnapshotError`].
+pub fn take<'a>(
+    live: &'a Live,
+    lease: &Lease,
+    spec: &SnapshotSpec<'_>,
+    goes_on: impl FnOnce(),
+    progress: &mut dyn FnMut(Step, u64, u64),
+) -> Result<Taken<'a>, SnapshotError> {
+    let base = live.base().lock().unwrap_or_else(PoisonError::into_inner);
+    let guest = live.guest();
+    let harvest = match capture(live, spec.spool) {
+        Ok(harvest) => harvest,
+        Err(error) => {
+            goes_on();
+            return Err(error);
+        }
+    };
+    let is_live = guest.tracking() == Tracking::Sync;
+    let copy = || match live.process() {
+        Some(process) => Ok(guest.copy(process, &harvest)?),
+        None => Err(SnapshotError::NotOurs(live.pid())),
+    };
+    let copied = match is_live {
+        true => {
+            goes_on();
+            copy()
+        }
+        false => {
+            let copied = copy();
+            goes_on();
+            copied
+        }
+    };
+    let sealed = copied.and_then(|()| store_it(live, &harvest, &base, lease, spec, progress));
+    match sealed {
+        Ok((header, figures)) => Ok(Taken {
+            guest,
+            base,
+            harvest,
+            header,
+            figures,
+            is_committed: false,
+        }),
+        Err(error) => {
+            guest.lose(&harvest);
+            Err(error)
+        }
+    }
+}
+
+fn capture(live: &Live, spool: &File) -> Result<Harvest, SnapshotError> {
+    let process = live.process();
+    let process = process.ok_or_else(|| SnapshotError::NotOurs(live.pid()))?;
+    Ok(live.guest().harvest(process, spool)?)
+}
+
+fn store_it(
+    live: &Live,
+    harvest: &Harvest,
+    base: &Arc<Header>,
+    lease: &Lease,
+    spec: &SnapshotSpec<'_>,
+    progress: &mut dyn FnMut(Step, u64, u64),
+) -> Result<(Arc<Header>, MemoryFigures), SnapshotError> {
+    let spool = spec.spool.try_clone().map_err(CaptureError::Io)?;
+    let spool = RealFile::from(std::os::fd::OwnedFd::from(spool));
+    let size_bytes = base.size_bytes();
+    let per_page = live.guest().regions().page_size().bytes() / PAGE.bytes();
+    let sealed = seal(
+        live.store(),
+        lease,
+        &MemorySpec {
+            source: &SparseFile::new(&spool, size_bytes)?,
+            size_bytes,
+            parent: Some(base),
+            disk: spec.disk,
+            dirty: Some(&harvest.changed(per_page.into())),
+            disk_frames_max: spec.disk_frames_max,
+        },
+        progress,
+    );
+    Ok(sealed?)
+}

@@ -1,0 +1,207 @@
+//! Snapshots of guests that are served: each is what the memory was when the guest was paused, whatever it does then.
+
+use std::sync::Arc;
+
+use cowslip_block::{ByteOffset, Device};
+use cowslip_memory::guest::Tracking;
+use cowslip_memory::live::Live;
+use cowslip_memory::server::Options;
+use cowslip_memory::snapshot::{SnapshotError, SnapshotSpec, Taken, take};
+use cowslip_snapshot::roots::Lease;
+use cowslip_snapshot::{Header, Image, Store};
+use cowslip_vmm::{Control, can};
+
+use crate::rig::{image_byte, until};
+use crate::served::Host;
+
+const PAGE: usize = 4096;
+const PAGES: usize = 256;
+
+/// One guest, and what the first byte of each of its pages is.
+struct World {
+    host: Host,
+    guest: Control,
+    live: Arc<Live>,
+    store: Arc<Store>,
+    lease: Lease,
+    oracle: Vec<u8>,
+    seed: u64,
+}
+
+impl World {
+    fn new(tracking: Tracking) -> Self {
+        let host = Host::with(PAGES, Options::default());
+        let guest = host.guest(PAGES, tracking);
+        until("the guest", || !host.server.guests().is_empty());
+        let live = Arc::clone(&host.server.guests()[0]);
+        let store = Arc::clone(live.store());
+        let lease = store.lease().unwrap();
+        Self {
+            host,
+            guest,
+            live,
+            store,
+            lease,
+            oracle: (0..PAGES).map(image_byte).collect(),
+            seed: 7,
+        }
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        // Knuth's generator of 64 bits; the high ones are good.
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.seed >> 33).unwrap() % bound
+    }
+
+    /// Begins some writes, reads and removals; how many, and what the memory is when they are done.
+    fn begin_some(&mut self) -> (usize, Vec<u8>) {
+        let mut next = self.oracle.clone();
+        let count = 1 + self.below(12);
+        for _ in 0..count {
+            let page = self.below(PAGES);
+            match self.below(8) {
+                0 => {
+                    let end = (page + 1 + self.below(6)).min(PAGES);
+                    next[page..end].fill(0);
+                    self.guest.begin(&format!("w remove {page} {end}"));
+                }
+                1 => self.guest.begin(&format!("w read {page}")),
+                _ => {
+                    let value = u8::try_from(self.below(256)).unwrap();
+                    next[page] = value;
+                    self.guest.begin(&format!("w write {page} {value}"));
+                }
+            }
+        }
+        (count, next)
+    }
+
+    fn answers(&mut self, count: usize) {
+        (0..count).for_each(|_| drop(self.guest.answer()));
+    }
+
+    fn run(&mut self) {
+        let (count, next) = self.begin_some();
+        self.answers(count);
+        self.oracle = next;
+    }
+
+    fn snapshot(&self, goes_on: impl FnOnce()) -> Result<Taken<'_>, SnapshotError> {
+        let spool = tempfile::tempfile().unwrap();
+        let spec = SnapshotSpec {
+            spool: &spool,
+            disk: None,
+            disk_frames_max: 0,
+        };
+        take(&self.live, &self.lease, &spec, goes_on, &mut |_, _, _| ())
+    }
+
+    fn check(&self, header: &Arc<Header>) {
+        let image: &dyn Device = &Image::new(Arc::clone(&self.store), Arc::clone(header));
+        let mut bytes = vec![1; PAGES * PAGE];
+        image.read_at(ByteOffset(0), &mut bytes).unwrap();
+        for (page, bytes) in bytes.chunks_exact(PAGE).enumerate() {
+            assert_eq!(bytes[0], self.oracle[page], "page {page}");
+        }
+    }
+}
+
+#[test]
+fn each_is_what_the_memory_was_and_holds_only_what_changed() {
+    let test = "each_is_what_the_memory_was_and_holds_only_what_changed";
+    if !can(test, false) {
+        return;
+    }
+    for tracking in [Tracking::Async, Tracking::Sync] {
+        let mut world = World::new(tracking);
+        assert_eq!(world.live.guest().tracking(), tracking);
+        for round in 0..40 {
+            world.run();
+            let taken = world.snapshot(|| ()).unwrap();
+            let (header, figures) = (Arc::clone(taken.header()), taken.figures());
+            assert_eq!(
+                figures.payload,
+                header.meta().figures.dirty_blocks,
+                "{figures:?}"
+            );
+            // Lost now and then: the next has it as well.
+            if round % 5 == 4 {
+                drop(taken);
+            } else {
+                taken.committed();
+            }
+            world.check(&header);
+        }
+        // Nothing was written: nothing is stored.
+        let last = world.snapshot(|| ()).unwrap();
+        last.committed();
+        let taken = world.snapshot(|| ()).unwrap();
+        assert_eq!(
+            (taken.figures().payload, taken.figures().newly_zero),
+            (0, 0)
+        );
+        assert_eq!(world.host.said(), "");
+    }
+}
+
+/// Its writes are told of, so it goes on while it is copied: the snapshot is what it was before.
+#[test]
+fn a_guest_goes_on_while_its_memory_is_stored() {
+    if !can("a_guest_goes_on_while_its_memory_is_stored", false) {
+        return;
+    }
+    let mut world = World::new(Tracking::Sync);
+    let (mut stored, mut given_back) = (0, 0);
+    while stored < 60 {
+        world.run();
+        // What it does meanwhile is asked for at the moment when it may go on.
+        let (mut went_on, before) = ((0, Vec::new()), world.oracle.clone());
+        let header = {
+            let (begin, orders) = std::sync::mpsc::channel();
+            let done = world.live.clone();
+            let lease = world.store.lease().unwrap();
+            std::thread::scope(|scope| {
+                let taking = scope.spawn(move || {
+                    let spool = tempfile::tempfile().unwrap();
+                    let spec = SnapshotSpec {
+                        spool: &spool,
+                        disk: None,
+                        disk_frames_max: 0,
+                    };
+                    let taken = take(
+                        &done,
+                        &lease,
+                        &spec,
+                        || begin.send(()).unwrap(),
+                        &mut |_, _, _| (),
+                    );
+                    taken.map(|taken| {
+                        let header = Arc::clone(taken.header());
+                        taken.committed();
+                        (header, lease)
+                    })
+                });
+                orders.recv().unwrap();
+                went_on = world.begin_some();
+                world.answers(went_on.0);
+                taking.join().unwrap()
+            })
+        };
+        match header {
+            Ok((header, _lease)) => {
+                assert_eq!(world.oracle, before);
+                world.check(&header);
+                stored += 1;
+            }
+            // Memory that was given back before it was copied: nothing is stored, and nothing lost.
+            Err(SnapshotError::Capture(_)) => given_back += 1,
+            Err(error) => panic!("{error}"),
+        }
+        world.oracle = went_on.1;
+    }
+    assert!(given_back < stored, "{given_back} of {stored}");
+    assert_eq!(world.host.said(), "");
+}
