@@ -1,31 +1,37 @@
 //! What this machine has, and lends.
 
 use std::fs::File;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Pages of 2 MiB that the system keeps for who asks for them; as it was, in the end.
+/// Pages of 2 MiB that the system keeps for who asks for them; as it was, in the end. One at a time: the end of another one would take them away.
 #[derive(Debug)]
-pub struct HugePages(Option<String>);
+pub struct HugePages {
+    before: Option<String>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl HugePages {
     const PATH: &str = "/proc/sys/vm/nr_hugepages";
 
     /// At least so many, while this lives.
     pub fn lent(count: u32) -> Self {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::fs::read_to_string(Self::PATH).ok();
         let has = before.as_deref().and_then(|text| text.trim().parse().ok());
-        match has.is_some_and(|has: u32| has >= count) {
-            true => Self(None),
-            false => {
-                let asked = std::fs::write(Self::PATH, count.to_string());
-                Self(before.filter(|_| asked.is_ok()))
-            }
+        let is_short = has.is_none_or(|has: u32| has < count);
+        let asked = is_short && std::fs::write(Self::PATH, count.to_string()).is_ok();
+        Self {
+            before: before.filter(|_| asked),
+            _alone,
         }
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
+        if let Some(before) = &self.before {
             drop(std::fs::write(Self::PATH, before));
         }
     }

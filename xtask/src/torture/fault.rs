@@ -68,6 +68,11 @@ impl Fault {
         }
     }
 
+    /// Does a disk fail?
+    pub(super) fn is_a_failure(self) -> bool {
+        matches!(self, Self::FailWrites(_) | Self::FailReads(_))
+    }
+
     /// How long, in milliseconds, at least and at most. What is killed is served again after this.
     fn lasts_ms(self) -> (usize, usize) {
         match self {

@@ -326,8 +326,7 @@ impl<'a> Victim<'a> {
 
     fn await_snapshot(&mut self) -> Result<()> {
         let excuse = !self.begun.is_empty();
-        let failing = |fault: &Fault| matches!(fault, Fault::FailWrites(_) | Fault::FailReads(_));
-        let failed = self.begun.iter().any(|(fault, _, _)| failing(fault));
+        let failed = self.begun.iter().any(|(fault, _, _)| fault.is_a_failure());
         let line = self.snapshots.answered(excuse, failed, HANGS_AFTER)?;
         self.tell(line);
         Ok(())
@@ -549,8 +548,7 @@ impl<'a> Victim<'a> {
         if self.places().all(|place| place.kind != Kind::Disk) {
             return Ok(());
         }
-        let settled = self.recover(Instant::now(), true)?;
-        drop(settled);
+        drop(self.recover(Instant::now(), true)?);
         self.tell("from cold");
         self.shared.may.be_gone.store(true, Ordering::SeqCst);
         self.stop(self.random.clone().once_in(2))?;
