@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use uuid::Uuid;
 
-pub(crate) use self::memory::{Memory, MemoryImport, MemoryServe};
+pub(crate) use self::memory::{Memory, MemoryImport, MemoryServe, MemorySnapshot};
 pub(crate) use self::values::{Address, Size};
 
 /// The snapshot storage engine for microVM sandboxes.

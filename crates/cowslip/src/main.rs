@@ -12,6 +12,7 @@ mod explain;
 mod failure;
 mod fs_aware;
 mod lab;
+mod pause;
 mod profile;
 mod random;
 mod report;

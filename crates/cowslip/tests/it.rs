@@ -55,6 +55,8 @@ mod lab;
 mod memory_import;
 #[path = "it/memory_serve.rs"]
 mod memory_serve;
+#[path = "it/memory_snapshot.rs"]
+mod memory_snapshot;
 #[path = "it/mixed.rs"]
 mod mixed;
 #[path = "it/qemu.rs"]

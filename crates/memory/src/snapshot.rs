@@ -41,6 +41,9 @@ pub enum SnapshotError {
     /// See there.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// Its memory may have changed while it was looked at.
+    #[error("the guest did not stay paused until its memory was looked at")]
+    NotPaused,
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -83,7 +86,8 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// Takes one, in the store of the image that the guest began from. The guest is paused; `goes_on` is called, once, when it may go on, also where this fails. `progress` is told how much of a step is done, and of how
+/// Takes one, in the store of the image that the guest began from. The guest is paused; `goes_on` is called when it may go on, and says whether it was paused until
+/// then: whoever paused it may have lost patience. Where this fails before, it is not called. `progress` is told how much of a step is done, and of how
 /// much.
 ///
 /// # Errors
@@ -92,33 +96,22 @@ pub fn take<'a>(
     live: &'a Live,
     lease: &Lease,
     spec: &SnapshotSpec<'_>,
-    goes_on: impl FnOnce(),
+    goes_on: impl FnOnce() -> bool,
     progress: &mut dyn FnMut(Step, u64, u64),
 ) -> Result<Taken<'a>, SnapshotError> {
     let base = live.base().lock().unwrap_or_else(PoisonError::into_inner);
     let guest = live.guest();
-    let harvest = match capture(live, spec.spool) {
-        Ok(harvest) => harvest,
-        Err(error) => {
-            goes_on();
-            return Err(error);
-        }
+    let process = live.process();
+    let process = process.ok_or_else(|| SnapshotError::NotOurs(live.pid()))?;
+    let harvest = guest.harvest(process, spec.spool)?;
+    let goes_on = || match goes_on() {
+        true => Ok(()),
+        false => Err(SnapshotError::NotPaused),
     };
-    let is_live = guest.tracking() == Tracking::Sync;
-    let copy = || match live.process() {
-        Some(process) => Ok(guest.copy(process, &harvest)?),
-        None => Err(SnapshotError::NotOurs(live.pid())),
-    };
-    let copied = match is_live {
-        true => {
-            goes_on();
-            copy()
-        }
-        false => {
-            let copied = copy();
-            goes_on();
-            copied
-        }
+    let copy = || Ok(guest.copy(process, &harvest)?);
+    let copied = match guest.tracking() {
+        Tracking::Sync => goes_on().and_then(|()| copy()),
+        Tracking::Async | Tracking::None => copy().and_then(|()| goes_on()),
     };
     let sealed = copied.and_then(|()| store_it(live, &harvest, &base, lease, spec, progress));
     match sealed {
@@ -135,12 +128,6 @@ pub fn take<'a>(
             Err(error)
         }
     }
-}
-
-fn capture(live: &Live, spool: &File) -> Result<Harvest, SnapshotError> {
-    let process = live.process();
-    let process = process.ok_or_else(|| SnapshotError::NotOurs(live.pid()))?;
-    Ok(live.guest().harvest(process, spool)?)
 }
 
 fn store_it(

@@ -33,5 +33,5 @@ pub mod wire;
 pub use client::{Client, ClientError, Cookie, Reply};
 pub use counters::Counters;
 pub use errno::Errno;
-pub use listen::{Bound, Listen, ListenError, SocketFile};
+pub use listen::{Bound, Listen, ListenError, SocketFile, connect_unix};
 pub use server::{Export, Report, Served, Server};

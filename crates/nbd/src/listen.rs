@@ -166,7 +166,7 @@ fn at<T>(place: &dyn fmt::Display, result: io::Result<T>) -> Result<T, ListenErr
 ///
 /// # Errors
 /// [`ListenError::NoName`], [`ListenError::NameTooLong`], or the system's own.
-pub(crate) fn connect_unix(path: &Path) -> Result<UnixStream, ListenError> {
+pub fn connect_unix(path: &Path) -> Result<UnixStream, ListenError> {
     let directory = Directory::of(path)?;
     at(
         &path.display(),

@@ -1,6 +1,7 @@
 //! `cowslip memory`: what can be typed of guests' memory.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
@@ -14,6 +15,9 @@ const SERVE: &str = "For Firecracker, PATH is the backend_path of a mem_backend 
     with its own copy of the memory. When a signal ends the server, what is left of their memory is put in place first, and they go on without it; \
     a second signal kills them. A guest whose page cannot be had, for half a minute, is killed: it never reads zeros for what is stored.";
 
+const SNAPSHOT: &str = "In this order: --before, which pauses the guest; what must be looked at while it is paused; --after, which lets it go; storing. Where the guest's writes are \
+    faults (a userfaultfd without UFFD_FEATURE_WP_ASYNC) its memory is copied while it goes on, else while it is paused. --after is run whatever happens, also on a signal, but for kill -9.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Memory {
     /// Make a snapshot from a guest's memory file, with the disk and the monitor's state that belong to it
@@ -22,6 +26,9 @@ pub(crate) enum Memory {
     /// Serve a snapshot's memory to virtual machines, page by page as they touch it (userfaultfd)
     #[command(after_help = SERVE)]
     Serve(MemoryServe),
+    /// Snapshot the memory of a guest that is being served: what it wrote since it began, or since its last snapshot
+    #[command(after_help = SNAPSHOT)]
+    Snapshot(MemorySnapshot),
 }
 
 #[derive(Debug, Args)]
@@ -63,6 +70,40 @@ pub(crate) struct MemoryServe {
     /// Memory for decoded parts of the image, for all guests together
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub(crate) frame_cache: Size,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MemorySnapshot {
+    /// The snapshot's name
+    #[arg(value_parser = snapshot_name())]
+    pub(crate) name: SnapshotName,
+    /// Where the server's guests come to: the address of `memory serve --uffd`
+    #[arg(long, value_name = "ADDRESS", value_parser = unix_path)]
+    pub(crate) server: PathBuf,
+    /// The process of the guest's monitor, where there are several
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// A command that pauses the guest (sh -c)
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) before: Option<String>,
+    /// A command that lets it go on, as soon as it may
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) after: Option<String>,
+    /// Let it go, and store nothing, where it cannot be looked at in this time
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) pause_timeout: Duration,
+    /// The snapshot of the guest's disk, taken in the same pause: it becomes a part of this one, and pages that it has are not stored
+    #[arg(long, value_parser = snapshot_name(), value_name = "NAME")]
+    pub(crate) disk: Option<SnapshotName>,
+    /// What the virtual machine monitor saved of itself; nobody looks into it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
+    /// Point at so many frames of the disk (64 KiB of it each), those that save most; each may cost a fetch when the memory is restored
+    #[arg(long, value_name = "N", default_value_t = cowslip_memory::limits::DISK_FRAMES_MAX)]
+    pub(crate) disk_frames: u64,
+    /// Take the name even if another snapshot has it
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 fn unix_path(text: &str) -> Result<PathBuf, String> {

@@ -89,7 +89,7 @@ impl World {
         self.oracle = next;
     }
 
-    fn snapshot(&self, goes_on: impl FnOnce()) -> Result<Taken<'_>, SnapshotError> {
+    fn snapshot(&self, goes_on: impl FnOnce() -> bool) -> Result<Taken<'_>, SnapshotError> {
         let spool = tempfile::tempfile().unwrap();
         let spec = SnapshotSpec {
             spool: &spool,
@@ -120,7 +120,7 @@ fn each_is_what_the_memory_was_and_holds_only_what_changed() {
         assert_eq!(world.live.guest().tracking(), tracking);
         for round in 0..40 {
             world.run();
-            let taken = world.snapshot(|| ()).unwrap();
+            let taken = world.snapshot(|| true).unwrap();
             let (header, figures) = (Arc::clone(taken.header()), taken.figures());
             assert_eq!(
                 figures.payload,
@@ -135,10 +135,17 @@ fn each_is_what_the_memory_was_and_holds_only_what_changed() {
             }
             world.check(&header);
         }
+        // Who did not stay paused is refused, and nothing is lost.
+        world.run();
+        let refused = world.snapshot(|| false).unwrap_err();
+        assert!(matches!(refused, SnapshotError::NotPaused), "{refused}");
+        let taken = world.snapshot(|| true).unwrap();
+        world.check(taken.header());
+        drop(taken);
         // Nothing was written: nothing is stored.
-        let last = world.snapshot(|| ()).unwrap();
+        let last = world.snapshot(|| true).unwrap();
         last.committed();
-        let taken = world.snapshot(|| ()).unwrap();
+        let taken = world.snapshot(|| true).unwrap();
         assert_eq!(
             (taken.figures().payload, taken.figures().newly_zero),
             (0, 0)
@@ -175,7 +182,7 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
                         &done,
                         &lease,
                         &spec,
-                        || begin.send(()).unwrap(),
+                        || begin.send(()).is_ok(),
                         &mut |_, _, _| (),
                     );
                     taken.map(|taken| {

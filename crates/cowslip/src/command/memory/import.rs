@@ -26,7 +26,7 @@ use crate::report::{PartInfo, Unit, advance, bytes, count};
 
 /// Its field names are a contract.
 #[derive(Serialize)]
-struct Imported<'a> {
+pub(super) struct Imported<'a> {
     name: &'a SnapshotName,
     /// Which snapshot.
     id: HeaderId,
@@ -80,7 +80,7 @@ pub(super) fn run(context: &Context, args: &MemoryImport) -> Result<(), Failure>
 }
 
 /// A file to read. A directory, a pipe or a terminal has no size.
-fn open(path: &Path) -> Result<RealFile, Failure> {
+pub(super) fn open(path: &Path) -> Result<RealFile, Failure> {
     let failed = |e: std::io::Error| Failure::file(path, &e);
     if !fs::metadata(path).map_err(failed)?.is_file() {
         let message = format!(
@@ -174,7 +174,11 @@ fn pages(written: Vec<ByteRange>) -> Vec<BlockRange> {
     all
 }
 
-fn import_state(store: &Store, lease: &Lease, file: &RealFile) -> Result<Arc<Header>, Failure> {
+pub(super) fn import_state(
+    store: &Store,
+    lease: &Lease,
+    file: &RealFile,
+) -> Result<Arc<Header>, Failure> {
     let options = ImportOptions {
         block_size: BlockSize::DISK,
         made_by: MADE_BY.into(),
@@ -184,7 +188,7 @@ fn import_state(store: &Store, lease: &Lease, file: &RealFile) -> Result<Arc<Hea
 }
 
 impl<'a> Imported<'a> {
-    fn new(
+    pub(super) fn new(
         store: &Store,
         name: &'a SnapshotName,
         snapshot: &Snapshot,
@@ -213,7 +217,7 @@ impl<'a> Imported<'a> {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text = format!(
             "imported {} ({} of memory): {} changed; of {}, {} are zero, {} as the parent's, {} on the disk, {} stored; stored {} (payload {}, header {})",
             self.name,

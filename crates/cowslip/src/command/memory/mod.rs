@@ -1,7 +1,9 @@
 //! `cowslip memory`: guests' memory.
 
+mod control;
 mod import;
 mod serve;
+mod snapshot;
 
 use super::Context;
 use crate::args::Memory;
@@ -11,5 +13,6 @@ pub(super) fn run(context: &Context, command: &Memory) -> Result<(), Failure> {
     match command {
         Memory::Import(args) => import::run(context, args),
         Memory::Serve(args) => serve::run(context, args),
+        Memory::Snapshot(args) => snapshot::run(context, args),
     }
 }

@@ -3,7 +3,7 @@
 //! At the first signal the guests are let go on alone, which takes as long as what is left of their memory takes to be read; at the second they are
 //! killed. The lease keeps what is served, whatever becomes of its name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use cowslip_memory::server::{Options, Server};
@@ -14,6 +14,7 @@ use cowslip_snapshot::{Caches, Header, Image, ImageName, Part, Store, StoreError
 
 use super::super::target::{open_told, signals};
 use super::super::{Context, refused};
+use super::control::{self, Control};
 use crate::args::MemoryServe;
 use crate::failure::Failure;
 use crate::report::{Unit, advance, bytes, complain};
@@ -24,14 +25,24 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
         frame_bytes: args.frame_cache.0,
         ..Caches::default()
     };
-    let store = open_told(&context.store_path()?, caches)?;
+    let store_path = context.store_path()?;
+    let store = open_told(&store_path, caches)?;
     let (header, _lease) = memory_of(&store, &args.name)?;
     let size = bytes(header.size_bytes());
-    let source = Source::new(Image::new(store, header))?;
-    let (listener, _socket) = SocketFile::bind(&args.uffd).map_err(|e| refused(&e))?;
-    let failed = |e| Failure::failed(format!("starting the server: {e}"));
+    let source = Source::new(Image::new(Arc::clone(&store), header))?;
+    let bind = |path| SocketFile::bind(path).map_err(|e| refused(&e));
+    let (listener, _socket) = bind(&args.uffd)?;
+    let (control, _control_socket) = bind(&control::path(&args.uffd))?;
+    let failed = |e: std::io::Error| Failure::failed(format!("starting the server: {e}"));
     let server = Server::start(listener, Arc::new(source), Options::default(), complain);
     let server = Arc::new(server.map_err(failed)?);
+    let asked = Control {
+        server: Arc::clone(&server),
+        store,
+        spool: store_path.join("tmp"),
+        kept: Mutex::default(),
+    };
+    asked.serve(control).map_err(failed)?;
     let (name, at) = (&args.name, args.uffd.display());
     complain(&format!(
         "ready: serving the memory of {name} ({size}) at unix:{at}"

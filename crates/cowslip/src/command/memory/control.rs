@@ -1,0 +1,263 @@
+//! The control socket of a memory server: how `cowslip memory snapshot` reaches it.
+//!
+//! `PATH.control`, beside the socket of the userfaultfds at `PATH`; one request a connection, one JSON object a line:
+//!
+//! | client | server |
+//! |---|---|
+//! | a [`Request`] | |
+//! | | `goes_on`: all that must be looked at while the guest is paused was looked at |
+//! | a line, any: it was paused until now. A client that has lost patience hangs up instead, and nothing is stored | |
+//! | | `progress`, any number |
+//! | | `done` or `failed` |
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cowslip_memory::live::Live;
+use cowslip_memory::seal::Step;
+use cowslip_memory::server::Server;
+use cowslip_memory::snapshot::{SnapshotError, SnapshotSpec, take};
+use cowslip_snapshot::ids::{ImageName, SnapshotName};
+use cowslip_snapshot::parts::{Part, Parts};
+use cowslip_snapshot::roots::Lease;
+use cowslip_snapshot::store::Snapshot;
+use cowslip_snapshot::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+use super::import::{Imported, import_state, open};
+use crate::failure::Failure;
+
+const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Whoever says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A snapshot is wanted.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) name: SnapshotName,
+    pub(super) replace: bool,
+    /// Of which guest; left out where there is one.
+    pub(super) pid: Option<u32>,
+    /// The snapshot whose disk it is.
+    pub(super) disk: Option<SnapshotName>,
+    pub(super) disk_frames: u64,
+    /// The monitor's own state.
+    pub(super) state: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    GoesOn,
+    Progress {
+        storing: bool,
+        done_bytes: u64,
+        total_bytes: u64,
+    },
+    /// The report, for programs and for people.
+    Done {
+        report: serde_json::Value,
+        text: String,
+    },
+    Failed(Failure),
+}
+
+/// Where the control socket of a server is.
+pub(super) fn path(uffd: &Path) -> PathBuf {
+    let mut path = uffd.as_os_str().to_owned();
+    path.push(".control");
+    path.into()
+}
+
+/// What the server's side needs.
+pub(super) struct Control {
+    pub(super) server: Arc<Server>,
+    pub(super) store: Arc<Store>,
+    /// Where what was written is put aside for a moment.
+    pub(super) spool: PathBuf,
+    /// What the guests' next snapshots are made over, by process.
+    pub(super) kept: Mutex<HashMap<u32, Lease>>,
+}
+
+impl Control {
+    /// Serves requests, to the end of the process.
+    pub(super) fn serve(self, listener: UnixListener) -> io::Result<()> {
+        let own = Arc::new(self);
+        let accept = move || {
+            for stream in listener.incoming() {
+                let own = Arc::clone(&own);
+                match stream {
+                    // A client that cannot be served notices that the line is closed.
+                    Ok(stream) => {
+                        drop(std::thread::Builder::new().spawn(move || own.answer(&stream)))
+                    }
+                    // Out of descriptors, most likely.
+                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(accept)
+            .map(drop)
+    }
+
+    fn answer(&self, stream: &UnixStream) {
+        let timeouts = stream
+            .set_read_timeout(Some(SILENCE))
+            .and_then(|()| stream.set_write_timeout(Some(SILENCE)));
+        let mut reader = BufReader::new(stream);
+        let request = timeouts.and_then(|()| read_line(&mut reader));
+        let request = request.and_then(|line| Ok(serde_json::from_slice::<Request>(&line)?));
+        let answer = match request {
+            Ok(request) => self.snapshot(&request, stream, &mut reader),
+            Err(error) => Err(Failure::usage(format!("a bad request: {error}"))),
+        };
+        say(stream, &answer.unwrap_or_else(Answer::Failed));
+    }
+
+    fn snapshot(
+        &self,
+        request: &Request,
+        stream: &UnixStream,
+        reader: &mut BufReader<&UnixStream>,
+    ) -> Result<Answer, Failure> {
+        let (store, name) = (&self.store, &request.name);
+        if !request.replace && store.has(name)? {
+            let name = name.to_string();
+            return Err(StoreError::AlreadyExists { name }.into());
+        }
+        let live = self.guest(request.pid)?;
+        let disk = request
+            .disk
+            .as_ref()
+            .map(|disk| store.resolve_image_leased(&ImageName::part(disk, Part::Disk)));
+        let disk = disk.transpose()?;
+        let spool =
+            tempfile::tempfile_in(&self.spool).map_err(|e| Failure::file(&self.spool, &e))?;
+        let lease = store.lease()?;
+        let spec = SnapshotSpec {
+            spool: &spool,
+            disk: disk.as_ref().map(|(header, _)| header),
+            disk_frames_max: request.disk_frames,
+        };
+        let goes_on = || say(stream, &Answer::GoesOn) && read_line(reader).is_ok();
+        let mut told = 0;
+        let taken = take(
+            &live,
+            &lease,
+            &spec,
+            goes_on,
+            &mut |step, done_bytes, total_bytes| {
+                // A line for each 16 MiB.
+                if done_bytes >> 24 != told || done_bytes == total_bytes {
+                    told = done_bytes >> 24;
+                    let storing = step == Step::Store;
+                    say(
+                        stream,
+                        &Answer::Progress {
+                            storing,
+                            done_bytes,
+                            total_bytes,
+                        },
+                    );
+                }
+            },
+        );
+        let taken = taken.map_err(refused)?;
+        let mut parts = Parts::one(Part::Memory, Arc::clone(taken.header()));
+        if let Some((disk, _)) = disk {
+            parts = parts.with(Part::Disk, disk);
+        }
+        if let Some(path) = &request.state {
+            let file = open(path)?;
+            let header = import_state(store, &lease, &file);
+            parts = parts.with(Part::State, header.map_err(|f| f.about(path.display()))?);
+        }
+        store.commit_parts(
+            &lease,
+            name,
+            &parts.map(|_, header| &**header),
+            request.replace,
+        )?;
+        let figures = taken.figures();
+        taken.committed();
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(live.pid(), lease);
+        let (_, last) = parts.iter().next_back().expect("the memory is there");
+        let origin = last.meta().origin;
+        let snapshot = Snapshot { origin, parts };
+        let imported = Imported::new(store, name, &snapshot, &figures);
+        let report = serde_json::to_value(&imported);
+        Ok(Answer::Done {
+            report: report.map_err(|e| Failure::failed(format!("writing JSON: {e}")))?,
+            text: imported.text(),
+        })
+    }
+
+    fn guest(&self, pid: Option<u32>) -> Result<Arc<Live>, Failure> {
+        let guests = self.server.guests();
+        self.forget_all_but(&guests);
+        let found: Vec<_> = guests
+            .iter()
+            .filter(|live| pid.is_none_or(|pid| live.pid() == pid))
+            .collect();
+        let pids: Vec<_> = guests.iter().map(|live| live.pid().to_string()).collect();
+        match (found.as_slice(), pid) {
+            ([live], _) => Ok(Arc::clone(live)),
+            ([], Some(pid)) => Err(Failure::new(
+                crate::failure::Kind::NotFound,
+                format!("no guest of process {pid} is served here"),
+            )),
+            ([], None) => Err(Failure::new(
+                crate::failure::Kind::NotFound,
+                "no guest is served here",
+            )),
+            _ => Err(Failure::usage("there is more than one guest")
+                .hint(format!("--pid, one of {}", pids.join(", ")))),
+        }
+    }
+
+    /// A guest that is gone takes no snapshot any more.
+    fn forget_all_but(&self, guests: &[Arc<Live>]) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|pid, _| guests.iter().any(|live| live.pid() == *pid));
+    }
+}
+
+fn refused(error: SnapshotError) -> Failure {
+    match error {
+        SnapshotError::Store(error) => error.into(),
+        other => {
+            let mut message = other.to_string();
+            let mut cause = std::error::Error::source(&other);
+            while let Some(error) = cause {
+                message = format!("{message}: {error}");
+                cause = error.source();
+            }
+            Failure::failed(message)
+        }
+    }
+}
+
+/// Says whether it could.
+pub(super) fn say(mut stream: &UnixStream, what: &impl Serialize) -> bool {
+    let mut line = serde_json::to_vec(what).unwrap_or_default();
+    line.push(b'\n');
+    stream.write_all(&line).is_ok()
+}
+
+pub(super) fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    if line.last() != Some(&b'\n') {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(line)
+}
