@@ -129,6 +129,8 @@ struct Pages {
     claimed: HashSet<BlockIndex>,
     /// Where it is recorded.
     trace: Option<Trace>,
+    /// Nothing is told of its memory any more.
+    is_let_go: bool,
 }
 
 impl Pages {
@@ -215,6 +217,7 @@ impl Guest {
                 states: states.expect("five states, and no more pages than an image has"),
                 claimed: HashSet::new(),
                 trace: None,
+                is_let_go: false,
             }),
             copying: Mutex::default(),
         }
@@ -261,6 +264,10 @@ impl Guest {
     /// # Errors
     /// The kernel's.
     pub fn let_go(&self) -> Result<(), GuestError> {
+        // With it goes all protection: no snapshot can be taken any more, nor go on.
+        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.locked().is_let_go = true;
+        self.fail_capture();
         let all = self.regions.addresses_of(self.regions.pages());
         for (_, addresses) in all {
             match self.uffd.unregister(addresses) {

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cowslip_block::{BlockIndex, BlockRange};
+use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::{Header, Store};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv, sockopt::socket_peercred};
@@ -41,6 +42,14 @@ const PREFETCHERS: usize = 2;
 /// Hands lines to people.
 pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// What the next snapshot is made over.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) header: Arc<Header>,
+    /// Keeps it, whatever becomes of its name; who serves keeps the first.
+    pub(crate) lease: Option<Lease>,
+}
+
 /// See the module.
 pub struct Live {
     guest: Guest,
@@ -48,7 +57,7 @@ pub struct Live {
     process: OwnedFd,
     memory: Option<Process>,
     /// What its memory was at its last snapshot, or when it began.
-    base: Mutex<Arc<Header>>,
+    base: Mutex<Base>,
     store: Arc<Store>,
     connection: UnixStream,
     line: Arc<Line<Self>>,
@@ -70,7 +79,10 @@ impl Live {
         // Another user's process, say: its memory is served, and not looked at.
         let memory = Process::open(pid.as_raw_nonzero().get().unsigned_abs()).ok();
         let tracking = track(&uffd, &handshake.regions, memory.as_ref());
-        let base = Mutex::new(Arc::clone(source.image().header()));
+        let base = Mutex::new(Base {
+            header: Arc::clone(source.image().header()),
+            lease: None,
+        });
         let store = Arc::clone(source.image().store());
         Ok(Self {
             guest: Guest::new(handshake, source, tracking),
@@ -105,7 +117,7 @@ impl Live {
         self.memory.as_ref()
     }
 
-    pub(crate) fn base(&self) -> &Mutex<Arc<Header>> {
+    pub(crate) fn base(&self) -> &Mutex<Base> {
         &self.base
     }
 
@@ -287,7 +299,15 @@ impl Live {
         let (give_up, mut pause) = (Instant::now() + FETCH_WITHIN, PAUSE_MIN);
         loop {
             match self.guest.fill(pages, Fill::Stored) {
-                Ok(filled) if filled.stopped == Some(Errno::AGAIN) => thread::sleep(PUT_OFF),
+                Ok(filled) if filled.stopped == Some(Errno::AGAIN) && Instant::now() < give_up => {
+                    thread::sleep(PUT_OFF);
+                }
+                Ok(filled) if filled.stopped == Some(Errno::AGAIN) => {
+                    return Err(GuestError::Kernel {
+                        what: "putting pages in place",
+                        why: Errno::AGAIN,
+                    });
+                }
                 Ok(_) => return Ok(()),
                 Err(GuestError::Bytes { .. }) if Instant::now() < give_up => {
                     thread::sleep(pause);
@@ -317,7 +337,11 @@ fn track(uffd: &Uffd, regions: &Regions, process: Option<&Process>) -> Tracking 
     let is_async = |process: &Process| {
         register(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP)?;
         let mut each = all().map(|addresses| process.is_async(addresses));
-        each.try_fold(true, |all, one| Ok::<_, Errno>(all & one?))
+        each.try_fold(true, |all, one| match one {
+            // Linux before 6.7 notes nothing.
+            Err(Errno::NOTTY) => Ok(false),
+            one => Ok::<_, Errno>(all & one?),
+        })
     };
     match process.map(is_async) {
         Some(Ok(true)) => Tracking::Async,

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use cowslip_block::BlockRange;
 use rustix::io::Errno;
 
 use crate::guest::{Fill, Guest, GuestError};
+use crate::live::{FETCH_WITHIN, PUT_OFF};
 use crate::trace::Trace;
 
 /// Read in one turn.
@@ -53,11 +55,13 @@ impl Prefetch {
 
 /// Is the guest still there?
 fn fill(guest: &Guest, run: BlockRange) -> Result<bool, GuestError> {
+    let give_up = Instant::now() + FETCH_WITHIN;
     loop {
         let filled = guest.fill(run, Fill::All)?;
         match filled.stopped {
             // Addresses are being given back, which takes as long as one read of events.
-            Some(Errno::AGAIN) => std::thread::sleep(crate::live::PUT_OFF),
+            Some(Errno::AGAIN) if Instant::now() < give_up => std::thread::sleep(PUT_OFF),
+            Some(Errno::AGAIN) => return Ok(false),
             _ => return Ok(!filled.is_gone()),
         }
     }

@@ -18,7 +18,7 @@ use cowslip_snapshot::sparse::SparseFile;
 use cowslip_snapshot::{Header, StoreError};
 
 use crate::guest::{CaptureError, Guest, Harvest, Tracking};
-use crate::live::Live;
+use crate::live::{Base, Live};
 use crate::seal::{MemoryFigures, MemorySpec, PAGE, Step, seal};
 
 /// What a snapshot is made with.
@@ -52,12 +52,27 @@ pub enum SnapshotError {
 /// A snapshot that is stored, and has no name yet.
 #[derive(Debug)]
 pub struct Taken<'a> {
-    guest: &'a Guest,
-    base: MutexGuard<'a, Arc<Header>>,
-    harvest: Harvest,
+    // Before the lock, which comes last: fields are dropped in this order.
+    harvested: Harvested<'a>,
     header: Arc<Header>,
     figures: MemoryFigures,
+    base: MutexGuard<'a, Base>,
+}
+
+/// What is dirty again if it is dropped before its snapshot is committed.
+#[derive(Debug)]
+struct Harvested<'a> {
+    guest: &'a Guest,
+    harvest: Harvest,
     is_committed: bool,
+}
+
+impl Drop for Harvested<'_> {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            self.guest.lose(&self.harvest);
+        }
+    }
 }
 
 impl Taken<'_> {
@@ -71,18 +86,11 @@ impl Taken<'_> {
         self.figures
     }
 
-    /// It has its name: the next one is made over it. Whoever says so keeps it from being collected as long as the guest lives.
-    pub fn committed(mut self) {
-        *self.base = Arc::clone(&self.header);
-        self.is_committed = true;
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            self.guest.lose(&self.harvest);
-        }
+    /// It has its name: the next one is made over it. The lease, under which it was stored, keeps it until then.
+    pub fn committed(mut self, lease: Lease) {
+        self.base.header = Arc::clone(&self.header);
+        self.base.lease = Some(lease);
+        self.harvested.is_committed = true;
     }
 }
 
@@ -103,31 +111,41 @@ pub fn take<'a>(
     let guest = live.guest();
     let process = live.process();
     let process = process.ok_or_else(|| SnapshotError::NotOurs(live.pid()))?;
-    let harvest = guest.harvest(process, spec.spool)?;
+    let harvested = Harvested {
+        guest,
+        harvest: guest.harvest(process, spec.spool)?,
+        is_committed: false,
+    };
     let goes_on = || match goes_on() {
         true => Ok(()),
         false => Err(SnapshotError::NotPaused),
     };
-    let copy = || Ok(guest.copy(process, &harvest)?);
-    let copied = match guest.tracking() {
-        Tracking::Sync => goes_on().and_then(|()| copy()),
-        Tracking::Async | Tracking::None => copy().and_then(|()| goes_on()),
-    };
-    let sealed = copied.and_then(|()| store_it(live, &harvest, &base, lease, spec, progress));
-    match sealed {
-        Ok((header, figures)) => Ok(Taken {
-            guest,
-            base,
-            harvest,
-            header,
-            figures,
-            is_committed: false,
-        }),
-        Err(error) => {
-            guest.lose(&harvest);
-            Err(error)
+    let copy = || guest.copy(process, &harvested.harvest);
+    match guest.tracking() {
+        Tracking::Sync => {
+            goes_on()?;
+            copy()?;
+        }
+        Tracking::Async | Tracking::None => {
+            copy()?;
+            goes_on()?;
         }
     }
+    let sealed = store_it(
+        live,
+        &harvested.harvest,
+        &base.header,
+        lease,
+        spec,
+        progress,
+    );
+    let (header, figures) = sealed?;
+    Ok(Taken {
+        harvested,
+        header,
+        figures,
+        base,
+    })
 }
 
 fn store_it(

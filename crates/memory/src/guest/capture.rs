@@ -17,10 +17,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::process::Process;
 
+/// Addresses that are being given back are so for as long as one read of events takes.
+const HARVEST_WITHIN: Duration = Duration::from_secs(5);
 /// Read at a time, at least a page.
 const BATCH_BYTES: u64 = 256 << 10;
 
@@ -100,12 +103,13 @@ impl Guest {
     /// [`CaptureError`]; nothing was taken then.
     pub fn harvest(&self, process: &Process, to: &File) -> Result<Harvest, CaptureError> {
         to.set_len(self.regions.pages().end.0 * self.page_bytes())?;
+        let give_up = Instant::now() + HARVEST_WITHIN;
         loop {
             match self.try_harvest(process, to) {
                 // Addresses are being given back: once their event is read.
                 Err(GuestError::Kernel {
                     why: Errno::AGAIN, ..
-                }) => std::thread::yield_now(),
+                }) if Instant::now() < give_up => std::thread::yield_now(),
                 other => return Ok(other?),
             }
         }
@@ -115,6 +119,9 @@ impl Guest {
         // Nothing is put in place meanwhile, and no protection lifted.
         let alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut pages = self.locked();
+        if pages.is_let_go {
+            return Err(GuestError::Abandoned);
+        }
         if self.tracking == Tracking::Async {
             self.note_written(process, &mut pages)?;
         }
@@ -194,8 +201,12 @@ impl Guest {
     /// # Errors
     /// [`GuestError`]. That it could not be copied is the capture's affair.
     pub fn copy_first(&self, page: BlockIndex, process: &Process) -> Result<Served, GuestError> {
-        // No harvest protects it again in between.
+        // No harvest protects it again in between; one that came before has it as one that is not written.
         let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let event = PageEvent::ProtectFault;
+        if self.locked().happens(page, event)? != Action::Unprotect {
+            return Ok(Served::Again(page, event));
+        }
         let addresses = self.addresses(page);
         if let Some(copying) = &mut *self.copying()
             && copying.pending.remove(&page)
@@ -211,6 +222,13 @@ impl Guest {
             page,
             PageEvent::ProtectFault,
         )
+    }
+
+    /// The capture that goes on, if one does, is not to be.
+    pub(super) fn fail_capture(&self) {
+        if let Some(copying) = &mut *self.copying() {
+            copying.fail(GuestError::Abandoned.into());
+        }
     }
 
     /// No page is to be copied any more: was each of them?
@@ -247,7 +265,13 @@ impl Guest {
         let mut written = Vec::new();
         for (_, addresses) in self.regions.addresses_of(self.regions.pages()) {
             let taken = process.take_written(addresses, &mut |run| written.push(run));
-            taken.map_err(kernel("asking what was written"))?;
+            if let Err(why) = taken {
+                // What was told is protected again, and so not told twice: all of it may have been written.
+                for from in [PageState::Clean, PageState::Zero] {
+                    pages.replace(self.regions.pages(), from, PageEvent::ProtectFault);
+                }
+                return Err(kernel("asking what was written")(why));
+            }
         }
         for run in written
             .into_iter()

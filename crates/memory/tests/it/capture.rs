@@ -216,6 +216,49 @@ fn a_fault_from_before_the_harvest_is_one_of_after_it() {
     assert_eq!(pages(&Taken::begin(&rig).harvest.dirty), [2]);
 }
 
+/// Nor does one that was told before the harvest, and is served after it: its page is one of the next.
+#[test]
+fn a_page_that_was_to_be_copied_first_may_be_harvested_before_it_is() {
+    let test = "a_page_that_was_to_be_copied_first_may_be_harvested_before_it_is";
+    let Some(mut rig) = Rig::new(test, 16, false, Tracking::Sync) else {
+        return;
+    };
+    write(&mut rig, 2, 50);
+    let first = Taken::begin(&rig);
+    rig.begin("a write 2 51");
+    let faults = rig.faults(1);
+    let Served::Copy(page) = rig.guest.fault(faults[0].0, faults[0].1).unwrap() else {
+        panic!("a capture goes on");
+    };
+    first.copy(&rig).unwrap();
+    // Dirty by its fault, and not written yet.
+    let second = Taken::begin(&rig);
+    assert_eq!(pages(&second.harvest.dirty), [2]);
+    rig.guest.copy_first(page, &second.process).unwrap();
+    assert_eq!(rig.answer(), "a written");
+    second.copy(&rig).unwrap();
+    assert_eq!((first.byte(2, PAGE), second.byte(2, PAGE)), (50, 50));
+    let third = Taken::begin(&rig);
+    assert_eq!(pages(&third.harvest.dirty), [2]);
+    third.copy(&rig).unwrap();
+    assert_eq!(third.byte(2, PAGE), 51);
+}
+
+/// With a guest that is let go goes all protection: what is copied then may be torn.
+#[test]
+fn a_guest_that_is_let_go_fails_its_capture_and_takes_no_other() {
+    let test = "a_guest_that_is_let_go_fails_its_capture_and_takes_no_other";
+    let Some(mut rig) = Rig::new(test, 16, false, Tracking::Sync) else {
+        return;
+    };
+    write(&mut rig, 2, 50);
+    let taken = Taken::begin(&rig);
+    rig.guest.let_go().unwrap();
+    assert!(matches!(taken.copy(&rig), Err(CaptureError::Guest(_))));
+    let file = tempfile::tempfile().unwrap();
+    assert!(rig.guest.harvest(&taken.process, &file).is_err());
+}
+
 #[test]
 fn memory_that_is_given_back_before_it_was_copied_is_told() {
     let Some(mut rig) = Rig::new(

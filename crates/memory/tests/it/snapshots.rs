@@ -131,7 +131,7 @@ fn each_is_what_the_memory_was_and_holds_only_what_changed() {
             if round % 5 == 4 {
                 drop(taken);
             } else {
-                taken.committed();
+                taken.committed(world.store.lease().unwrap());
             }
             world.check(&header);
         }
@@ -144,7 +144,7 @@ fn each_is_what_the_memory_was_and_holds_only_what_changed() {
         drop(taken);
         // Nothing was written: nothing is stored.
         let last = world.snapshot(|| true).unwrap();
-        last.committed();
+        last.committed(world.store.lease().unwrap());
         let taken = world.snapshot(|| true).unwrap();
         assert_eq!(
             (taken.figures().payload, taken.figures().newly_zero),
@@ -187,8 +187,8 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
                     );
                     taken.map(|taken| {
                         let header = Arc::clone(taken.header());
-                        taken.committed();
-                        (header, lease)
+                        taken.committed(lease);
+                        header
                     })
                 });
                 orders.recv().unwrap();
@@ -198,7 +198,7 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
             })
         };
         match header {
-            Ok((header, _lease)) => {
+            Ok(header) => {
                 assert_eq!(world.oracle, before);
                 world.check(&header);
                 stored += 1;

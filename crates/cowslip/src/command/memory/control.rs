@@ -10,11 +10,10 @@
 //! | | `progress`, any number |
 //! | | `done` or `failed` |
 
-use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cowslip_memory::live::Live;
@@ -23,7 +22,6 @@ use cowslip_memory::server::Server;
 use cowslip_memory::snapshot::{SnapshotError, SnapshotSpec, take};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use cowslip_snapshot::parts::{Part, Parts};
-use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::store::Snapshot;
 use cowslip_snapshot::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -79,8 +77,6 @@ pub(super) struct Control {
     pub(super) store: Arc<Store>,
     /// Where what was written is put aside for a moment.
     pub(super) spool: PathBuf,
-    /// What the guests' next snapshots are made over, by process.
-    pub(super) kept: Mutex<HashMap<u32, Lease>>,
 }
 
 impl Control {
@@ -185,11 +181,7 @@ impl Control {
             request.replace,
         )?;
         let figures = taken.figures();
-        taken.committed();
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(live.pid(), lease);
+        taken.committed(lease);
         let (_, last) = parts.iter().next_back().expect("the memory is there");
         let origin = last.meta().origin;
         let snapshot = Snapshot { origin, parts };
@@ -203,7 +195,6 @@ impl Control {
 
     fn guest(&self, pid: Option<u32>) -> Result<Arc<Live>, Failure> {
         let guests = self.server.guests();
-        self.forget_all_but(&guests);
         let found: Vec<_> = guests
             .iter()
             .filter(|live| pid.is_none_or(|pid| live.pid() == pid))
@@ -222,12 +213,6 @@ impl Control {
             _ => Err(Failure::usage("there is more than one guest")
                 .hint(format!("--pid, one of {}", pids.join(", ")))),
         }
-    }
-
-    /// A guest that is gone takes no snapshot any more.
-    fn forget_all_but(&self, guests: &[Arc<Live>]) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|pid, _| guests.iter().any(|live| live.pid() == *pid));
     }
 }
 

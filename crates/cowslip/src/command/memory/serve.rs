@@ -3,7 +3,7 @@
 //! At the first signal the guests are let go on alone, which takes as long as what is left of their memory takes to be read; at the second they are
 //! killed. The lease keeps what is served, whatever becomes of its name.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 
 use cowslip_memory::server::{Options, Server};
@@ -40,7 +40,6 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
         server: Arc::clone(&server),
         store,
         spool: store_path.join("tmp"),
-        kept: Mutex::default(),
     };
     asked.serve(control).map_err(failed)?;
     let (name, at) = (&args.name, args.uffd.display());
@@ -55,6 +54,8 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
         }
     });
     release(context, &server);
+    // Nobody serves them any more: they would wait for ever, or read zeros.
+    server.abandon();
     Ok(())
 }
 

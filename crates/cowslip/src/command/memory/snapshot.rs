@@ -34,7 +34,7 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
     let give_up = Instant::now() + patience;
     let lost = |e: io::Error| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::failed(format!(
-            "the guest was not looked at within {patience:?}; it goes on, and nothing is stored"
+            "the server said nothing for {patience:?}; unless the guest had gone on before, nothing is stored"
         )),
         _ => Failure::failed(format!("the server went away: {e}")),
     };
@@ -54,7 +54,12 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
         match answer {
             Answer::GoesOn => {
                 // It was paused until now: said before it is not any more.
-                say(&stream, &"paused");
+                if let Some(pause) = &pause {
+                    pause.while_held(|| {
+                        // That it cannot be said, the next read tells.
+                        let _ = say(&stream, &"paused");
+                    });
+                }
                 stream.set_read_timeout(Some(SILENCE)).map_err(lost)?;
                 pause.take().map_or(Ok(()), Pause::end)?;
             }
