@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::bytes::{BLOCK, MIB, assert_same, noise};
 use crate::devices::{Devices, gone};
 use crate::rig::{PATIENCE, said, until};
-use crate::tools::{run, tool};
+use crate::tools::{run, tool, unmount};
 
 fn write_synced(path: &Path, bytes: &[u8]) {
     let mut file = File::create(path).unwrap();
@@ -381,7 +381,7 @@ fn what_is_read_only_refuses_writes() {
     let mnt = devices.mount_at(&device, "mnt");
     write_synced(&mnt.join("file"), &noise(1, MIB));
     // Its journal is not replayed, so what is on disk is what counts.
-    run("umount", [mnt.to_str().unwrap()]);
+    unmount(&mnt);
     devices.rig.ok("snapshot s made");
     served.end_within(PATIENCE);
     let (served, device) = devices.attach("made --read-only");

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::bytes::{BLOCK, MIB, noise};
 use crate::devices::Devices;
 use crate::rig::{PATIENCE, Served};
-use crate::tools::run;
+use crate::tools::{run, unmount};
 
 /// Without `discard`: what is deleted leaves its bytes.
 const OPTIONS: &str = "noatime,lazytime";
@@ -165,7 +165,7 @@ fn an_unmounted_file_system_does_without_what_it_does_not_need() {
         let rig = &mounted.devices.rig;
         let files = mounted.files();
         assert_eq!(files.len(), 40);
-        run("umount", [&mounted.dir]);
+        unmount(&mounted.dir);
         // What was deleted is in one, and not in the other, which is made over it.
         rig.ok("snapshot s plain");
         let aware = rig.json("snapshot s aware --fs-aware");
@@ -193,7 +193,7 @@ fn an_unmounted_file_system_does_without_what_it_does_not_need() {
         );
         mounted.work(2);
         let files = mounted.files();
-        run("umount", [&mounted.dir]);
+        unmount(&mounted.dir);
         assert!(mounted.aware("again") >= GONE);
         mounted.check("again", &files);
         mounted.end();
@@ -231,7 +231,7 @@ fn a_frozen_file_system_goes_on_over_what_is_left() {
         // It works on in the room that reads as zeros now.
         mounted.work(3);
         let later = mounted.files();
-        run("umount", [&mounted.dir]);
+        unmount(&mounted.dir);
         mounted.devices.rig.ok("snapshot s later");
         mounted.check("later", &later);
         // The orphan is not deleted yet there, which a check says by its exit code.
@@ -258,7 +258,7 @@ fn a_mounted_file_system_that_is_not_frozen_is_refused() {
     rig.fails(3, "inspect aware");
     let files = mounted.files();
     // Nothing is lost by it, and the name is free.
-    run("umount", [&mounted.dir]);
+    unmount(&mounted.dir);
     assert!(mounted.aware("aware") >= GONE);
     mounted.check("aware", &files);
     mounted.end();
@@ -279,7 +279,7 @@ fn inodes_that_were_only_looked_at_are_told() {
     };
     let rig = &mounted.devices.rig;
     let remount = |options: &str| {
-        run("umount", [&mounted.dir]);
+        unmount(&mounted.dir);
         let (device, dir) = (mounted.device.as_os_str(), mounted.dir.as_os_str());
         run("mount", ["-o".as_ref(), options.as_ref(), device, dir]);
     };
@@ -310,6 +310,6 @@ fn inodes_that_were_only_looked_at_are_told() {
     }
     let [_, times, _] = advice("touched");
     assert!(times > 0, "{times}");
-    run("umount", [&mounted.dir]);
+    unmount(&mounted.dir);
     mounted.end();
 }

@@ -1,10 +1,10 @@
 //! Programs that others wrote, and what a test does without them.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::rig::said;
+use crate::rig::{said, until};
 
 /// Are these programs there? If not, the test says so and is over; where COWSLIP_REQUIRE_TOOLS is 1,
 /// that is a failure.
@@ -45,6 +45,19 @@ pub(crate) fn run<A: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = A>
     let output = command.args(args).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", said(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Unmounts. For the moment between its fork and its exec, a process that another test starts has all files open that this one has: busy is
+/// tried again.
+#[track_caller]
+pub(crate) fn unmount(at: &Path) {
+    until("umount", || {
+        let mut command = Command::new(tool("umount").unwrap());
+        let output = command.arg(at).output().unwrap();
+        let is_busy = output.status.code() == Some(32) && said(&output).contains("busy");
+        assert!(output.status.success() || is_busy, "{}", said(&output));
+        output.status.success().then_some(())
+    });
 }
 
 /// Runs a Python script with libnbd; its arguments are `sys.argv[1:]`.
