@@ -316,7 +316,8 @@ fn wait(
     }
 }
 
-fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
+/// One line, which is not too long, with its end.
+pub(crate) fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
     if line.last() != Some(&b'\n') {

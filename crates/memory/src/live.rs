@@ -22,6 +22,7 @@ use crate::pool::{Line, Pool, Queue, Turns};
 use crate::prefetch::Prefetch;
 use crate::process::Process;
 use crate::regions::Regions;
+use crate::server::chain;
 use crate::source::Source;
 use crate::sys::{UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, Uffd};
 use crate::trace::Trace;
@@ -165,11 +166,7 @@ impl Live {
     /// It cannot be served: it would wait for ever, or go on with bytes that are not its own. So it ends.
     fn give_up(&self, error: &dyn std::error::Error) {
         self.forget();
-        let cause = error.source().map(|cause| format!(": {cause}"));
-        self.tell(format_args!(
-            "{error}{}; it is killed",
-            cause.unwrap_or_default()
-        ));
+        self.tell(format_args!("{}; it is killed", chain(error)));
         // It may be gone already.
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }

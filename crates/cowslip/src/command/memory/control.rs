@@ -10,7 +10,7 @@
 //! | | `progress`, any number |
 //! | | `done` or `failed` |
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use cowslip_memory::live::Live;
 use cowslip_memory::seal::Step;
-use cowslip_memory::server::Server;
+use cowslip_memory::server::{Server, chain};
 use cowslip_memory::snapshot::{SnapshotError, SnapshotSpec, take};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use cowslip_snapshot::parts::{Part, Parts};
@@ -27,9 +27,9 @@ use cowslip_snapshot::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use super::import::{Imported, import_state, open};
-use crate::failure::Failure;
+use crate::control::read_line;
+use crate::failure::{Failure, Kind};
 
-const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Whoever says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -203,13 +203,10 @@ impl Control {
         match (found.as_slice(), pid) {
             ([live], _) => Ok(Arc::clone(live)),
             ([], Some(pid)) => Err(Failure::new(
-                crate::failure::Kind::NotFound,
+                Kind::NotFound,
                 format!("no guest of process {pid} is served here"),
             )),
-            ([], None) => Err(Failure::new(
-                crate::failure::Kind::NotFound,
-                "no guest is served here",
-            )),
+            ([], None) => Err(Failure::new(Kind::NotFound, "no guest is served here")),
             _ => Err(Failure::usage("there is more than one guest")
                 .hint(format!("--pid, one of {}", pids.join(", ")))),
         }
@@ -219,15 +216,7 @@ impl Control {
 fn refused(error: SnapshotError) -> Failure {
     match error {
         SnapshotError::Store(error) => error.into(),
-        other => {
-            let mut message = other.to_string();
-            let mut cause = std::error::Error::source(&other);
-            while let Some(error) = cause {
-                message = format!("{message}: {error}");
-                cause = error.source();
-            }
-            Failure::failed(message)
-        }
+        other => Failure::failed(chain(&other)),
     }
 }
 
@@ -236,13 +225,4 @@ pub(super) fn say(mut stream: &UnixStream, what: &impl Serialize) -> bool {
     let mut line = serde_json::to_vec(what).unwrap_or_default();
     line.push(b'\n');
     stream.write_all(&line).is_ok()
-}
-
-pub(super) fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-    if line.last() != Some(&b'\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(line)
 }

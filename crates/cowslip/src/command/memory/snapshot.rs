@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 
 use super::super::Context;
-use super::control::{Answer, Request, path, read_line, say};
+use super::control::{Answer, Request, path, say};
 use crate::args::MemorySnapshot;
+use crate::control::read_line;
 use crate::failure::{Failure, Kind};
 use crate::pause::Pause;
 use crate::report::{Unit, advance};
