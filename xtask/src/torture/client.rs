@@ -121,7 +121,7 @@ impl Shared {
     }
 
     /// What there is of the server.
-    fn server(&self) -> String {
+    pub(super) fn server(&self) -> String {
         let pid = self.pid.load(Ordering::SeqCst);
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // Its state, and how it ended, if it has.

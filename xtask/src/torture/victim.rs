@@ -489,9 +489,9 @@ impl<'a> Victim<'a> {
                 Err(trouble) => trouble,
             };
             if Instant::now() > give_up {
+                let (name, server) = (self.plan.name, self.shared.server());
                 bail!(
-                    "{}: not well {RECOVERS_WITHIN:?} after all faults: {trouble:?}",
-                    self.plan.name
+                    "{name}: not well {RECOVERS_WITHIN:?} after all faults: {trouble:?}; {server}"
                 );
             }
             if matches!(trouble, Trouble::Failed(_)) && !self.failed.is_empty() {

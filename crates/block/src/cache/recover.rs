@@ -59,10 +59,15 @@ pub(super) fn recover(
         }
         closed = *mark == Mark::Closed;
     }
+    let holes = holes_in_dirty(&states, geometry.block_size, file)?;
+    let lost = replay.same_boot
+        && (!holes.is_empty() || is_lost(replay, &states, geometry.block_size, file)?);
     if !replay.same_boot {
-        zero_what_was_punched(&mut states, geometry.block_size, file)?;
+        // A block that was zeroed after the last flush, whose record is not there.
+        for run in holes {
+            states.set_range(run, Zero).expect(TRACKED);
+        }
     }
-    let lost = replay.same_boot && is_lost(replay, &states, geometry.block_size, file)?;
     Ok(Recovered {
         states,
         closed,
@@ -93,15 +98,16 @@ fn is_lost(
     Ok(false)
 }
 
-/// After a power cut, a hole may be there whose record is not: a block that was zeroed after the last flush.
-fn zero_what_was_punched(
-    states: &mut StateTracker<BlockState>,
+/// Dirty blocks whose room was given back, or never written. A record of zeros is in the journal before a hole is in the file, so that after
+/// a kill there are none; after a power cut, and on a disk that failed, the hole may be there and its record not.
+fn holes_in_dirty(
+    states: &StateTracker<BlockState>,
     size: BlockSize,
     file: &dyn File,
-) -> io::Result<()> {
-    let dirty: Vec<_> = states.blocks_in(Dirty).expect(TRACKED).collect();
+) -> io::Result<Vec<BlockRange>> {
+    let mut holes: Vec<BlockRange> = Vec::new();
     let mut bytes = vec![0; size.bytes_usize()];
-    for run in dirty {
+    for run in states.blocks_in(Dirty).expect(TRACKED) {
         let range = size.bytes_of(run);
         let mut at = range.start.0;
         while at < range.end.0 {
@@ -112,16 +118,18 @@ fn zero_what_was_punched(
             for block in size.blocks_inside(ByteRange::new(at, data)).iter() {
                 // The kernel may have it all the same, and not have written it yet.
                 file.read_at(&mut bytes, size.offset_of(block).0)?;
-                if is_zero(&bytes) {
-                    states
-                        .set_range(BlockRange::one(block), Zero)
-                        .expect(TRACKED);
+                if !is_zero(&bytes) {
+                    continue;
+                }
+                match holes.last_mut() {
+                    Some(last) if last.end == block => last.end.0 += 1,
+                    _ => holes.push(BlockRange::one(block)),
                 }
             }
             at = end;
         }
     }
-    Ok(())
+    Ok(holes)
 }
 
 /// Invariant 2, after a power cut: a mark without its bytes does not count.

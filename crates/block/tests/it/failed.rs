@@ -49,6 +49,27 @@ fn a_mark_over_zeros_does_not_count() {
     assert!(lost(&pattern(7, BLOCK), find) == pattern(7, BLOCK));
 }
 
+/// The hole came to the disk, and the record of the zeros did not.
+#[test]
+fn a_hole_without_its_record_is_zeros() {
+    let dir = MemoryFs::new().root();
+    let (device, cache) = overlay(&dir, SIZE, pattern(3, index(SIZE)));
+    device.write(ByteOffset(0), &pattern(1, 2 * BLOCK)).unwrap();
+    device.flush().unwrap();
+    drop((device, cache));
+    let file = dir.open("cache-1.data", Access::ReadWrite).unwrap();
+    file.punch(0, BLOCK as u64).unwrap();
+    let found = Cache::find(Arc::clone(&dir), "cache-1", geometry(SIZE), BOOT, health()).unwrap();
+    assert!(!found.is_whole(), "a disk that lost something says so");
+    let cache = Arc::new(found.settle().unwrap());
+    let base: Arc<dyn Device> = Arc::new(Base(pattern(3, index(SIZE))));
+    let device = Overlay::new(geometry(SIZE), cache, Vec::new(), base);
+    assert!(read(&device, 0, BLOCK) == [0; BLOCK]);
+    assert!(read(&device, BLOCK as u64, BLOCK) == pattern(1, 2 * BLOCK)[BLOCK..]);
+    device.write(ByteOffset(10), &[5]).unwrap();
+    device.flush().unwrap();
+}
+
 #[test]
 fn after_a_failure_a_mark_without_its_bytes_does_not_count() {
     let find =
