@@ -1,7 +1,7 @@
 //! What a developer repeats: `cargo xtask` lists it.
 //!
 //! ```text
-//! test         prerequisites -> cargo fmt, clippy, doc, test
+//! test         prerequisites -> cargo fmt, clippy, doc, test       provide      the prerequisites alone
 //! bench        criterion -> a summary       bench peers   fio -> a table
 //! fuzz         cargo-fuzz              coverage      the tests, counted -> lines that none runs
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
@@ -20,6 +20,7 @@
     reason = "it talks to a developer"
 )]
 
+mod apt;
 mod bench;
 mod coverage;
 mod crashes;
@@ -27,6 +28,7 @@ mod footprint;
 mod fs_aware;
 mod fuzz;
 mod history;
+mod kernels;
 mod machine;
 mod packages;
 mod rig;
@@ -41,6 +43,7 @@ use anyhow::{Result, bail};
 
 const COMMANDS: &str = "\
 cargo xtask test [--no-install]         all that must pass: format, lints, docs, tests; installs what they need
+cargo xtask provide                     installs what tests need, and fetches the kernels that they boot, and no more
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal, nbd, ext4 or tar, a minute unless told otherwise
@@ -71,6 +74,7 @@ fn start(args: &[&str]) -> Result<()> {
     match args {
         [] | ["help" | "--help" | "-h"] => println!("{COMMANDS}"),
         ["test", rest @ ..] => test::run(rest)?,
+        ["provide"] => drop(packages::provide(packages::TESTS, true)?),
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
         ["coverage", rest @ ..] => coverage::run(rest)?,

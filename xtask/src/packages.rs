@@ -1,15 +1,18 @@
 //! Programs of others that tests and measurements use, and the Debian packages they come in.
 //!
-//! Only what is missing is installed, and never at the price of another package (`--no-remove`):
-//! on a machine with QEMU from backports, its older siblings would take it away. The sources
-//! of packages are left as they are.
+//! Only what is missing is installed, and never at the price of another package: on a machine with a
+//! part of QEMU from backports, older siblings would take it away, so the others are looked for there as
+//! well. The sources of packages are left as they are.
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
+use cowslip_machine::Kernel;
 
+use crate::apt::Apt;
+use crate::kernels;
 use crate::run::program;
 
 /// One thing that may be missing.
@@ -17,6 +20,8 @@ pub(crate) struct Need {
     /// What it is called in messages.
     pub(crate) what: &'static str,
     package: Option<&'static str>,
+    /// Unpacked for who asks, not installed.
+    kernel: Option<&'static str>,
     is_there: fn() -> bool,
     /// What is left out without it.
     pub(crate) without: &'static str,
@@ -25,7 +30,7 @@ pub(crate) struct Need {
 impl Need {
     /// Can it be installed?
     pub(crate) fn is_a_package(&self) -> bool {
-        self.package.is_some()
+        self.package.is_some() || self.kernel.is_some()
     }
 }
 
@@ -38,8 +43,16 @@ const fn need(
     Need {
         what,
         package,
+        kernel: None,
         is_there,
         without,
+    }
+}
+
+const fn kernel(version: &'static str, what: &'static str, is_there: fn() -> bool) -> Need {
+    Need {
+        kernel: Some(version),
+        ..need(what, None, is_there, "real kernels")
     }
 }
 
@@ -173,6 +186,25 @@ pub(crate) const TESTS: &[Need] = &[
         "compressed archives",
     ),
     need(
+        "depmod, modprobe",
+        Some("kmod"),
+        || all(&["depmod", "modprobe"]),
+        "real kernels",
+    ),
+    need("xz", Some("xz-utils"), || all(&["xz"]), "real kernels"),
+    need(
+        "qemu-system-x86_64",
+        Some("qemu-system-x86"),
+        || all(&["qemu-system-x86_64"]),
+        "real kernels",
+    ),
+    kernel("6.1", "Linux 6.1 of Debian, to boot", || {
+        Kernel::find("6.1").is_some()
+    }),
+    kernel("6.12", "Linux 6.12 of Debian's backports, to boot", || {
+        Kernel::find("6.12").is_some()
+    }),
+    need(
         "root, /dev/fuse and loop devices",
         None,
         has_devices,
@@ -261,18 +293,15 @@ pub(crate) fn provide(needs: &'static [Need], install: bool) -> Result<Vec<&'sta
     if install && is_root() && program("apt-get").is_some() {
         let packages: Vec<&str> = still.iter().filter_map(|need| need.package).collect();
         if !packages.is_empty() {
-            println!("== installing {}", packages.join(" "));
-            if !apt_install(&packages) {
-                // The lists may be old, or not there at all.
-                apt_get(&["update", "-q"]);
-                if !apt_install(&packages) {
-                    for package in packages {
-                        apt_install(&[package]);
-                    }
-                }
-            }
+            install_all(&packages);
             still = missing();
         }
+        for version in still.iter().filter_map(|need| need.kernel) {
+            if let Err(error) = kernels::fetch(version) {
+                println!("== Linux {version}: {error:#}");
+            }
+        }
+        still = missing();
     }
     for need in &still {
         println!("== missing: {}", describe(need));
@@ -289,25 +318,25 @@ fn describe(need: &Need) -> String {
     text
 }
 
-fn apt_install(packages: &[&str]) -> bool {
-    let options = [
-        "install",
-        "-q",
-        "-y",
-        "--no-remove",
-        "--no-install-recommends",
-    ];
-    apt_get(&[&options, packages].concat())
-}
-
-fn apt_get(args: &[&str]) -> bool {
-    let mut command = Command::new("apt-get");
-    command
-        .args(args)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null());
-    command.stdout(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
+fn install_all(packages: &[&str]) {
+    println!("== installing {}", packages.join(" "));
+    let apt = Apt::system();
+    if apt.install(packages) {
+        return;
+    }
+    // The lists may be old, or not there at all.
+    apt.get(&["update", "-q"]);
+    if apt.install(packages) {
+        return;
+    }
+    // One may want siblings in the version that is not there any more: QEMU's, where some of it is from backports.
+    let backports = kernels::lists().and_then(|place| Apt::with_backports(&place).ok());
+    for package in packages {
+        let _ = apt.install(&[package])
+            || backports
+                .as_ref()
+                .is_some_and(|apt| apt.install(&[package]));
+    }
 }
 
 #[cfg(test)]

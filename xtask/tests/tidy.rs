@@ -17,7 +17,7 @@ const LINES_MAX: usize = 600;
 const LONGER: [(&str, usize); 0] = [];
 
 /// Which of our crates each may use. `sim` is for tests only.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("cowslip-block", &[]),
     ("cowslip-snapshot", &["cowslip-block"]),
     ("cowslip-nbd", &["cowslip-block"]),
@@ -39,6 +39,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ),
     ("cowslip-sim", &["cowslip-block", "cowslip-snapshot"]),
     ("cowslip-vmm", &["cowslip-memory"]),
+    ("cowslip-machine", &[]),
     (
         "xtask",
         &[
@@ -46,12 +47,13 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "cowslip-snapshot",
             "cowslip-nbd",
             "cowslip-sim",
+            "cowslip-machine",
         ],
     ),
 ];
 
 /// Whoever tests may use them.
-const FOR_TESTS: [&str; 2] = ["cowslip-sim", "cowslip-vmm"];
+const FOR_TESTS: [&str; 3] = ["cowslip-sim", "cowslip-vmm", "cowslip-machine"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
