@@ -4,7 +4,7 @@
 //! | the command says                   | afterwards                                                        |
 //! |------------------------------------|-------------------------------------------------------------------|
 //! | done                               | the name is there                                                 |
-//! | taken, not stored yet              | the name comes, unless a disk failed                              |
+//! | taken, not stored yet              | the name comes, unless a disk failed, then or later               |
 //! | failed, or nothing                 | the name may be there                                             |
 //!
 //! A name that is there holds what it must, every byte.
@@ -30,6 +30,8 @@ struct Asked {
     name: String,
     versions: Vec<Version>,
     promised: bool,
+    /// It was not there yet when that was said.
+    waits: bool,
 }
 
 struct Running {
@@ -74,8 +76,16 @@ impl Snapshots {
             name,
             versions,
             promised: false,
+            waits: false,
         });
         Ok(())
+    }
+
+    /// What waits to be stored may never be, from now on.
+    pub(super) fn disk_fails(&mut self) {
+        for asked in self.asked.iter_mut().filter(|asked| asked.waits) {
+            asked.promised = false;
+        }
     }
 
     /// Waits for the command's end. It may fail only where something was done to it (`excuse`); what it
@@ -94,6 +104,7 @@ impl Snapshots {
         let Some(status) = status else {
             bail!("`cowslip snapshot` hangs: {said}");
         };
+        asked.waits = status.code() == Some(NOT_YET);
         asked.promised = match status.code() {
             Some(0) => true,
             Some(NOT_YET) => !failed,

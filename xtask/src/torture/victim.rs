@@ -6,7 +6,7 @@
 //! failed may refuse writes, but must say so; it is ended then, the disk mended, and served again.
 //! Now and then what is well is looked at from cold: ended, unmounted, checked, mounted, compared.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -371,6 +371,7 @@ impl<'a> Victim<'a> {
             }
             Fault::FailWrites(under) | Fault::FailReads(under) => {
                 set(&may.fail);
+                self.snapshots.disk_fails();
                 // Also where it cannot be read: a write that needs to look where it goes fails then. A
                 // store beside the session is on the same disk.
                 if under == Under::Session || self.session.is_none() {
@@ -591,10 +592,6 @@ impl<'a> Victim<'a> {
         session
             .map_or(Ok(()), Place::end)
             .context("the session's")?;
-        remove(&base)
+        std::fs::remove_dir_all(&base).with_context(|| base.display().to_string())
     }
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())
 }
