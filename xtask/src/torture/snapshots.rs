@@ -23,6 +23,8 @@ use crate::run::output;
 
 /// The exit code of a snapshot that was taken and not stored in time.
 const NOT_YET: i32 = 6;
+/// As many as a small disk has room for.
+const MANY: usize = 6;
 /// For a snapshot that was promised.
 const COMES_WITHIN: Duration = Duration::from_secs(90);
 
@@ -58,6 +60,11 @@ impl Snapshots {
     pub(super) fn next(&mut self) -> String {
         self.number += 1;
         format!("n{}", self.number)
+    }
+
+    /// Are there so many that the store may be full of them?
+    pub(super) fn are_many(&self) -> bool {
+        self.asked.len() > MANY
     }
 
     /// Starts the command.

@@ -309,7 +309,8 @@ impl<'a> Victim<'a> {
         if self.random.once_in(4) {
             self.look_from_cold()?;
         }
-        if self.takes_snapshots() && self.random.once_in(6) {
+        let is_time = self.random.once_in(6) || self.snapshots.are_many();
+        if self.takes_snapshots() && is_time {
             self.check_snapshots(2)?;
         }
         Ok(())
