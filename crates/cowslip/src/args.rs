@@ -34,7 +34,7 @@ pub(crate) struct Cli {
 const CODES_AND_NAMES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 corrupt, 5 failed where 1 means \
     different, 6 taken but not stored yet.\n\
     Names of snapshots: 1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit.\n\
-    A snapshot is a disk, or has several parts: NAME:disk, NAME:memory and NAME:state are one of them, NAME alone is the first that it has.";
+    A snapshot is a disk, or has several parts: NAME:disk, NAME:memory, NAME:state and NAME:trace are one of them, NAME alone is the first that it has.";
 
 const BUILD: &str = "A command of --run finds the image as its root, /proc and a small /dev where the image has the directories, \
     this machine's network, and nothing on its standard input; what it deletes leaves no bytes behind. \

@@ -249,9 +249,9 @@ impl Guest {
         self.locked().trace.get_or_insert(trace);
     }
 
-    /// What was noted so far, if it is.
-    pub fn trace(&self) -> Option<Trace> {
-        self.locked().trace.clone()
+    /// What was noted, if it was; nothing is noted any more.
+    pub fn end_record(&self) -> Option<Trace> {
+        self.locked().trace.take()
     }
 
     /// Is what it touches noted?

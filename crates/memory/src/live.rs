@@ -264,8 +264,9 @@ impl Live {
     }
 
     /// Prefetches.
-    pub(crate) fn prefetch(self: &Arc<Self>, trace: &Arc<Trace>, pool: &Pool<Self>) {
-        let prefetch = Arc::new(Prefetch::new(Arc::clone(trace)));
+    pub(crate) fn prefetch(self: &Arc<Self>, trace: &Trace, pool: &Pool<Self>) {
+        let trace = trace.in_pages_of(self.guest.regions().page_size());
+        let prefetch = Arc::new(Prefetch::new(trace));
         for _ in 0..PREFETCHERS {
             pool.push(self, &self.line, Job::Prefetch(Arc::clone(&prefetch)));
         }

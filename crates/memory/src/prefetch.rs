@@ -3,7 +3,6 @@
 //! Workers of the pool share one guest's prefetch: each takes the next runs, some [`STEP_BYTES`] of them, and then its turn is over, so that faults of this
 //! guest and of others come in between. It ends with the trace, and where bytes cannot be had: a fault says so to more purpose.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -20,12 +19,12 @@ const STEP_BYTES: u64 = 1 << 20;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Prefetch {
-    trace: Arc<Trace>,
+    trace: Trace,
     next: AtomicUsize,
 }
 
 impl Prefetch {
-    pub(crate) fn new(trace: Arc<Trace>) -> Self {
+    pub(crate) fn new(trace: Trace) -> Self {
         Self {
             trace,
             next: AtomicUsize::new(0),

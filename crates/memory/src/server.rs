@@ -22,9 +22,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -50,7 +50,7 @@ const STOP: u64 = 0;
 pub struct Options {
     /// Put in place before they ask.
     pub trace: Option<Arc<Trace>>,
-    /// What the first one touches is noted, for [`Server::trace`]; not where there is a trace.
+    /// What the first one touches is noted, for [`Server::await_trace`].
     pub record: bool,
 }
 
@@ -63,8 +63,9 @@ pub struct Server {
 struct Shared {
     source: Arc<Source>,
     options: Options,
-    /// The guest whose touches are noted.
-    recorded: OnceLock<Arc<Live>>,
+    recording: Mutex<Recording>,
+    /// Something became of the recording, or of the guest.
+    recording_changed: Condvar,
     epoll: OwnedFd,
     /// Readable from the end on, for all who wait.
     stop: OwnedFd,
@@ -73,6 +74,14 @@ struct Shared {
     handshakes: AtomicUsize,
     pool: Pool<Live>,
     say: Say,
+}
+
+/// The noting of what the first guest touches.
+#[derive(Default)]
+struct Recording {
+    /// It, and since when.
+    of: Option<(Arc<Live>, Instant)>,
+    is_over: bool,
 }
 
 /// The two of a guest that are waited for.
@@ -115,7 +124,8 @@ impl Server {
         let shared = Arc::new(Shared {
             source,
             options,
-            recorded: OnceLock::new(),
+            recording: Mutex::default(),
+            recording_changed: Condvar::new(),
             epoll,
             stop,
             guests: Mutex::default(),
@@ -141,9 +151,38 @@ impl Server {
         Ok(())
     }
 
-    /// What the first guest touched so far, where that is noted.
-    pub fn trace(&self) -> Option<Trace> {
-        self.shared.recorded.get()?.guest().trace()
+    /// What the first guest touches in this time, from its coming on; less where it ends before, or [`Server::end_record`] is called. Waits for it.
+    /// Nothing where no guest came, and where nothing is noted.
+    pub fn await_trace(&self, time: Duration) -> Option<Trace> {
+        let wait = |recording| self.shared.recording_changed.wait(recording);
+        let mut recording = self.shared.recording();
+        if !self.shared.options.record {
+            return None;
+        }
+        let live = loop {
+            let left = match &recording.of {
+                Some((live, since)) => match time.checked_sub(since.elapsed()) {
+                    Some(left) if !recording.is_over && !live.is_over() => left,
+                    _ => break Arc::clone(live),
+                },
+                None if recording.is_over => return None,
+                None => {
+                    recording = wait(recording).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+            };
+            let waited = self.shared.recording_changed.wait_timeout(recording, left);
+            recording = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        recording.is_over = true;
+        drop(recording);
+        live.guest().end_record()
+    }
+
+    /// Nothing is noted any more: whoever waits for the trace has it now.
+    pub fn end_record(&self) {
+        self.shared.recording().is_over = true;
+        self.shared.recording_changed.notify_all();
     }
 
     /// Lets all guests go on alone: what is left of their memory is put in place. Those for which that cannot be done are
@@ -185,6 +224,21 @@ impl Drop for Server {
 impl Shared {
     fn locked(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Recording> {
+        let recording = self.recording.lock();
+        recording.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is this the guest whose touches are noted?
+    fn record(&self, live: &Arc<Live>) {
+        let mut recording = self.recording();
+        if self.options.record && !recording.is_over && recording.of.is_none() {
+            live.guest().record();
+            recording.of = Some((Arc::clone(live), Instant::now()));
+            self.recording_changed.notify_all();
+        }
     }
 
     fn accept(shared: &Arc<Self>, listener: &UnixListener) {
@@ -241,12 +295,7 @@ impl Shared {
         let (source, say) = (Arc::clone(&self.source), Arc::clone(&self.say));
         let live = Arc::new(Live::new(handshake, connection, source, say)?);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        if self.options.record && self.options.trace.is_none() {
-            self.recorded.get_or_init(|| {
-                live.guest().record();
-                Arc::clone(&live)
-            });
-        }
+        self.record(&live);
         self.locked().insert(id, Arc::clone(&live));
         let (fault, end) = (
             epoll::EventFlags::IN,
@@ -314,6 +363,9 @@ impl Shared {
             let _ = epoll::delete(&self.epoll, live.guest().uffd());
             let _ = epoll::delete(&self.epoll, live.connection());
             live.forget();
+            // Whoever looks whether it is over has looked before, or hears of it.
+            drop(self.recording());
+            self.recording_changed.notify_all();
         }
     }
 }

@@ -10,10 +10,18 @@
 //! | 16 + 8 n | 4 | the first page of run n |
 //! | 20 + 8 n | 4 | its pages, at least 1 |
 //!
-//! There is no checksum: the image that the bytes lie in has them. A trace is a hint: where it is wrong, pages are put in place that nobody needs.
-//! Pages that the memory does not have are refused, and so is another size of pages; nothing else can be wrong with it.
+//! There is no checksum: the image that the bytes lie in has them. It is a part of the snapshot whose memory it is of. A trace is a hint: where it is
+//! wrong, pages are put in place that nobody needs. Pages that the memory does not have are refused; nothing else can be wrong with it.
 
-use cowslip_block::{BlockIndex, BlockRange, BlockSize};
+use std::sync::Arc;
+
+use cowslip_block::{
+    BlockCount, BlockIndex, BlockRange, BlockSize, ByteOffset, Device, DeviceError,
+};
+use cowslip_snapshot::roots::Lease;
+use cowslip_snapshot::{
+    DiffFigures, Header, HeaderSpec, Image, MADE_BY, MapRun, Store, StoreError, Target,
+};
 
 use crate::limits::{TRACE_PAGES_MAX, TRACE_RUNS_MAX};
 
@@ -21,6 +29,8 @@ const MAGIC: &[u8; 8] = b"cowslipT";
 const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 16;
 const RUN_BYTES: usize = 8;
+/// Of the image that it is stored as.
+const UNIT: BlockSize = BlockSize::DISK;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +42,7 @@ pub struct Trace {
 }
 
 /// Why bytes are no trace for this memory.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// Too short, not in whole runs, or of something else.
     #[error("no trace")]
@@ -40,15 +50,18 @@ pub enum TraceError {
     /// A later release's.
     #[error("a trace of version {0}, where this release reads {VERSION}")]
     Version(u32),
-    /// It was recorded with pages of another size.
-    #[error("a trace of pages of {0} bytes, where the guest has pages of {1}")]
-    PageSize(u32, u32),
+    /// No guest has such pages.
+    #[error("a trace of pages of {0} bytes")]
+    PageSize(u32),
     /// It speaks of pages that are not there.
-    #[error("a trace with {0} pages from page {1} on, where the guest has {2}")]
+    #[error("a trace with {0} pages from page {1} on, where the memory has {2}")]
     Outside(u32, u32, u64),
     /// More than a trace may have.
     #[error("a trace of {0} runs, where {TRACE_RUNS_MAX} are the most")]
-    TooLong(usize),
+    TooLong(u64),
+    /// Its bytes cannot be had.
+    #[error(transparent)]
+    Bytes(#[from] DeviceError),
 }
 
 impl Trace {
@@ -85,6 +98,11 @@ impl Trace {
         self.pages
     }
 
+    /// How much memory that is.
+    pub fn bytes(&self) -> u64 {
+        self.page.bytes_in(BlockCount(self.pages))
+    }
+
     /// As bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + RUN_BYTES * self.runs.len());
@@ -100,11 +118,75 @@ impl Trace {
         bytes
     }
 
-    /// From bytes, for a memory of so many pages of this size.
+    /// For a guest that has the same memory in pages of another size.
+    #[must_use]
+    pub fn in_pages_of(&self, page: BlockSize) -> Self {
+        if page == self.page {
+            return self.clone();
+        }
+        let mut trace = Self::new(page);
+        for run in &self.runs {
+            let pages = page.blocks_touched(self.page.bytes_of(*run));
+            // A large page was touched with its first part.
+            if trace.runs.last() != Some(&pages) {
+                trace.pages += pages.count().0;
+                trace.runs.push(pages);
+            }
+        }
+        trace
+    }
+
+    /// Stores it: a header, which is nothing to anybody yet ([`Store::add_trace`]).
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn store(&self, store: &Arc<Store>, lease: &Lease) -> Result<Arc<Header>, StoreError> {
+        let mut bytes = self.to_bytes();
+        let size_bytes = bytes.len() as u64;
+        bytes.resize(bytes.len().next_multiple_of(UNIT.bytes_usize()), 0);
+        let mut layer = store.layer_writer(lease, UNIT)?;
+        let BlockCount(blocks) = UNIT.count_ceil(size_bytes);
+        let at = layer.push(&bytes)?;
+        let changes = [MapRun {
+            blocks: BlockRange::new(0, blocks),
+            to: Target::Layer { id: layer.id(), at },
+        }];
+        let header = HeaderSpec {
+            parent: None,
+            size_bytes,
+            block_size: UNIT,
+            changes: &changes,
+            layer: Some(layer.finish()?),
+            figures: DiffFigures {
+                dirty_blocks: blocks,
+                ..DiffFigures::default()
+            },
+            made_by: MADE_BY,
+        };
+        store.put_header(lease, &header)
+    }
+
+    /// The one that an image is, of a memory of so many bytes.
     ///
     /// # Errors
     /// [`TraceError`].
-    pub fn from_bytes(bytes: &[u8], page: BlockSize, pages: u64) -> Result<Self, TraceError> {
+    pub fn load(image: &Image, memory_bytes: u64) -> Result<Self, TraceError> {
+        let len = image.header().size_bytes();
+        let runs = len.saturating_sub(HEAD_BYTES as u64) / RUN_BYTES as u64;
+        if runs > TRACE_RUNS_MAX as u64 {
+            return Err(TraceError::TooLong(runs));
+        }
+        let mut bytes = vec![0; usize::try_from(len).map_err(|_| TraceError::NotATrace)?];
+        let image: &dyn Device = image;
+        image.read_at(ByteOffset(0), &mut bytes)?;
+        Self::from_bytes(&bytes, memory_bytes)
+    }
+
+    /// From bytes, for a memory of so many bytes.
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub fn from_bytes(bytes: &[u8], memory_bytes: u64) -> Result<Self, TraceError> {
         let (head, runs) = bytes
             .split_at_checked(HEAD_BYTES)
             .ok_or(TraceError::NotATrace)?;
@@ -116,15 +198,14 @@ impl Trace {
         if version != VERSION {
             return Err(TraceError::Version(version));
         }
-        if size != page.bytes() {
-            return Err(TraceError::PageSize(size, page.bytes()));
-        }
+        let page = BlockSize::new(size).ok_or(TraceError::PageSize(size))?;
+        let pages = memory_bytes / u64::from(page.bytes());
         let (runs, rest) = runs.as_chunks::<RUN_BYTES>();
         if !rest.is_empty() {
             return Err(TraceError::NotATrace);
         }
         if runs.len() > TRACE_RUNS_MAX {
-            return Err(TraceError::TooLong(runs.len()));
+            return Err(TraceError::TooLong(runs.len() as u64));
         }
         let mut trace = Self::new(page);
         for run in runs {
@@ -159,7 +240,7 @@ mod tests {
         #[test]
         fn what_was_touched_comes_back_in_order(pages in prop::collection::vec(0u64..50, 0..60)) {
             let trace = trace(&pages);
-            let read = Trace::from_bytes(&trace.to_bytes(), BlockSize::DISK, 50).unwrap();
+            let read = Trace::from_bytes(&trace.to_bytes(), 50 * 4096).unwrap();
             prop_assert_eq!(&read, &trace);
             let order: Vec<_> = read.runs().iter().flat_map(|run| run.iter().map(|page| page.0)).collect();
             prop_assert_eq!(order, pages);
@@ -171,8 +252,9 @@ mod tests {
                 let head = trace(&[]).to_bytes();
                 bytes.splice(..0, head);
             }
-            if let Ok(trace) = Trace::from_bytes(&bytes, BlockSize::DISK, 1000) {
-                prop_assert!(trace.runs().iter().all(|run| run.end.0 <= 1000 && !run.is_empty()));
+            if let Ok(trace) = Trace::from_bytes(&bytes, 1000 * 4096) {
+                let fits = |run: &BlockRange| trace.page.bytes_of(*run).end.0 <= 1000 * 4096;
+                prop_assert!(trace.runs().iter().all(|run| fits(run) && !run.is_empty()));
                 prop_assert_eq!(trace.to_bytes(), bytes);
             }
         }
@@ -181,18 +263,38 @@ mod tests {
     #[test]
     fn what_is_no_trace_of_this_memory_is_refused() {
         let bytes = trace(&[7, 8, 3]).to_bytes();
-        let read = |bytes: &[u8], pages| Trace::from_bytes(bytes, BlockSize::DISK, pages);
-        assert_eq!(read(&bytes, 8), Err(TraceError::Outside(2, 7, 8)));
-        assert_eq!(read(&bytes[..20], 9), Err(TraceError::NotATrace));
-        assert_eq!(read(&bytes[..8], 9), Err(TraceError::NotATrace));
+        let read = |bytes: &[u8], pages: u64| {
+            let error = Trace::from_bytes(bytes, pages * 4096).unwrap_err();
+            error.to_string()
+        };
+        let outside = "a trace with 2 pages from page 7 on, where the memory has 8";
+        assert_eq!(read(&bytes, 8), outside);
+        assert_eq!(read(&bytes[..20], 9), "no trace");
+        assert_eq!(read(&bytes[..8], 9), "no trace");
         let changed = |at: usize, to: u8| {
             let mut bytes = bytes.clone();
             bytes[at] = to;
             read(&bytes, 9)
         };
-        assert_eq!(changed(0, b'x'), Err(TraceError::NotATrace));
-        assert_eq!(changed(8, 2), Err(TraceError::Version(2)));
-        assert_eq!(changed(13, 1), Err(TraceError::PageSize(256, 4096)));
-        assert_eq!(changed(20, 0), Err(TraceError::Outside(0, 7, 9)));
+        assert_eq!(changed(0, b'x'), "no trace");
+        assert!(changed(8, 2).contains("version 2"));
+        assert_eq!(changed(13, 1), "a trace of pages of 256 bytes");
+        assert!(changed(20, 0).contains("0 pages from page 7"));
+    }
+
+    #[test]
+    fn large_pages_are_touched_with_their_parts() {
+        let large = BlockSize::new(2 << 20).unwrap();
+        let trace = trace(&[5, 6, 1030, 1029, 511]);
+        let runs = |trace: &Trace| -> Vec<_> {
+            let runs = trace.runs().iter();
+            runs.map(|run| (run.start.0, run.end.0)).collect()
+        };
+        let converted = trace.in_pages_of(large);
+        assert_eq!(runs(&converted), [(0, 1), (2, 3), (0, 1)]);
+        assert_eq!(converted.pages(), 3);
+        let back = converted.in_pages_of(BlockSize::DISK);
+        assert_eq!(runs(&back), [(0, 512), (1024, 1536), (0, 512)]);
+        assert_eq!(trace.in_pages_of(BlockSize::DISK), trace);
     }
 }

@@ -1,7 +1,8 @@
-//! [`Part`]: what a snapshot is made of: a disk, a guest's memory, the state of its virtual machine monitor.
+//! [`Part`]: what a snapshot is made of: a disk, a guest's memory, the state of its virtual machine monitor, and how its memory was used.
 //!
 //! Each part that a snapshot has is an image of its own, with a header and layers. One name stands for
-//! all of them: they are committed in one step, by one record, and go with it.
+//! all of them: they are committed in one step, by one record, and go with it. The trace alone comes later, when the snapshot has been used:
+//! with another one, or none, it is the same snapshot.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,11 +19,13 @@ pub enum Part {
     Memory,
     /// What the virtual machine monitor saved of itself. Nobody but that reads it.
     State,
+    /// In which order a guest that was restored from it first touched its memory.
+    Trace,
 }
 
 impl Part {
     /// All there are, in order.
-    pub const ALL: [Self; 3] = [Self::Disk, Self::Memory, Self::State];
+    pub const ALL: [Self; 4] = [Self::Disk, Self::Memory, Self::State, Self::Trace];
 
     /// Its number in a record.
     pub(crate) fn code(self) -> u8 {
@@ -30,6 +33,7 @@ impl Part {
             Self::Disk => 1,
             Self::Memory => 2,
             Self::State => 3,
+            Self::Trace => 4,
         }
     }
 
@@ -47,6 +51,7 @@ impl Part {
             Self::Disk => "disk",
             Self::Memory => "memory",
             Self::State => "state",
+            Self::Trace => "trace",
         }
     }
 }
@@ -66,14 +71,14 @@ impl FromStr for Part {
     }
 }
 
-/// Something of each part that a snapshot has, of which there is at least one.
+/// Something of each part that a snapshot has, of which there is at least one; a trace is nothing by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parts<T>([Option<T>; 3]);
+pub struct Parts<T>([Option<T>; Part::ALL.len()]);
 
 impl<T> Parts<T> {
     /// Of a snapshot with one part.
     pub fn one(part: Part, of: T) -> Self {
-        Self([const { None }; 3]).with(part, of)
+        Self([const { None }; Part::ALL.len()]).with(part, of)
     }
 
     /// The same, and of one part more, or another of that part.
@@ -103,9 +108,9 @@ impl<T> Parts<T> {
         self.iter().next().expect("there is at least one")
     }
 
-    /// The last of them: what is never another snapshot's as well.
-    pub(crate) fn last(&self) -> (Part, &T) {
-        self.iter().next_back().expect("there is at least one")
+    /// The last that it was committed with: what is never another snapshot's as well. Nothing, where there is a trace alone.
+    pub fn own(&self) -> Option<(Part, &T)> {
+        self.iter().rfind(|(part, _)| *part != Part::Trace)
     }
 
     /// Of each part, what that makes of it.
@@ -116,7 +121,7 @@ impl<T> Parts<T> {
         &'a self,
         mut of: impl FnMut(Part, &'a T) -> Result<U, E>,
     ) -> Result<Parts<U>, E> {
-        let mut made = Parts([const { None }; 3]);
+        let mut made = Parts([const { None }; Part::ALL.len()]);
         for (part, value) in self.iter() {
             made.0[part.index()] = Some(of(part, value)?);
         }
@@ -161,7 +166,7 @@ mod tests {
             assert_eq!(Part::of_code(part.code()), Some(part));
             assert_eq!(part.as_str().parse(), Ok(part));
         }
-        assert_eq!([0, 4, 255].map(Part::of_code), [None; 3]);
+        assert_eq!([0, 5, 255].map(Part::of_code), [None; 3]);
         assert_eq!("Disk".parse::<Part>(), Err(()));
     }
 
@@ -173,9 +178,11 @@ mod tests {
             [(Part::Memory, &2), (Part::State, &3)]
         );
         assert_eq!(
-            (parts.main(), parts.last()),
-            ((Part::Memory, &2), (Part::State, &3))
+            (parts.main(), parts.own()),
+            ((Part::Memory, &2), Some((Part::State, &3)))
         );
+        assert_eq!(parts.with(Part::Trace, 9).own(), parts.own());
+        assert_eq!(Parts::one(Part::Trace, 9).own(), None);
         assert_eq!((parts.get(Part::Disk), parts.count()), (None, 2));
         assert_eq!(parts.to_string(), "memory, state");
         assert_eq!(

@@ -11,9 +11,9 @@
 //! (56 bytes) had neither that nor the origin.
 //!
 //! Invariants:
-//! - The origin is that of the last part's header: of the parts, that is the one which no other snapshot has. (Disks are shared
-//!   by those whose memory was taken with the same one.)
-//! - Kinds ascend, so that none is there twice; there is at least one part, and nothing behind the last.
+//! - The origin is that of the last part's header, a trace left out: of the parts, that is the one which no other snapshot has. (Disks are shared
+//!   by those whose memory was taken with the same one; a trace comes when the snapshot is there.)
+//! - Kinds ascend, so that none is there twice; there is at least one part that is no trace, and nothing behind the last.
 
 use std::sync::Arc;
 
@@ -110,23 +110,24 @@ pub(crate) fn is_newer_marker(file: &dyn File) -> bool {
 }
 
 impl Record {
-    pub(crate) fn of(parts: &Parts<&Header>) -> Self {
-        Self {
-            origin: parts.last().1.meta().origin,
+    /// Nothing for a trace alone.
+    pub(crate) fn of(parts: &Parts<&Header>) -> Option<Self> {
+        Some(Self {
+            origin: parts.own()?.1.meta().origin,
             parts: parts.map(|_, header| Stored::of(header)),
-        }
+        })
     }
 
     /// Is this the header that was committed as this part?
     pub(crate) fn is_of(&self, part: Part, header: &Header) -> bool {
         let same = self.parts.get(part) == Some(&Stored::of(header));
-        let (last, _) = self.parts.last();
-        same && (part != last || header.meta().origin == self.origin)
+        let own = self.parts.own().map(|(own, _)| own);
+        same && (own != Some(part) || header.meta().origin == self.origin)
     }
 
-    /// How long it is, encoded.
-    pub(crate) fn bytes(&self) -> u64 {
-        let bytes = match (self.parts.get(Part::Disk), self.parts.count()) {
+    /// How long one of these parts is, encoded.
+    pub(crate) fn bytes_of<T>(parts: &Parts<T>) -> u64 {
+        let bytes = match (parts.get(Part::Disk), parts.count()) {
             (Some(_), 1) => RECORD_BYTES,
             (_, count) => parts_bytes(count),
         };
@@ -201,7 +202,7 @@ impl Record {
                     Some(parts) => parts.with(part, header),
                 });
             }
-            let record = Self::of(&parts?);
+            let record = Self::of(&parts?)?;
             let bytes = as_it_was(&record)?;
             Some((record, bytes))
         });
@@ -254,12 +255,16 @@ impl Record {
             let stored = Stored::decode(&mut reader)?;
             parts = Some(match parts {
                 None => Parts::one(part, stored),
-                Some(parts) if parts.last().0 < part => parts.with(part, stored),
+                Some(parts) if parts.iter().all(|(before, _)| before < part) => {
+                    parts.with(part, stored)
+                }
                 Some(_) => return Err(reader.refuse(format!("the part {part} is out of order"))),
             });
         }
-        let parts = parts.expect("there is at least one, as was checked");
-        Ok(Self { origin, parts })
+        match parts.filter(|parts| parts.own().is_some()) {
+            Some(parts) => Ok(Self { origin, parts }),
+            None => Err(reader.refuse("a trace, and nothing that it is of")),
+        }
     }
 }
 
@@ -358,20 +363,23 @@ mod tests {
 
     #[test]
     fn each_set_of_parts_is_read_as_it_was_written() {
-        use Part::{Disk, Memory, State};
-        let sets: [(&[Part], u8, usize); 7] = [
+        use Part::{Disk, Memory, State, Trace};
+        let sets: [(&[Part], u8, usize); 10] = [
             (&[Disk], 2, 72),
             (&[Memory], 3, 74),
             (&[State], 3, 74),
             (&[Disk, Memory], 3, 115),
             (&[Disk, State], 3, 115),
             (&[Memory, State], 3, 115),
-            (&[Disk, Memory, State], 3, RECORD_BYTES_MAX),
+            (&[Disk, Memory, State], 3, 156),
+            (&[Disk, Trace], 3, 115),
+            (&[Memory, Trace], 3, 115),
+            (&[Disk, Memory, State, Trace], 3, RECORD_BYTES_MAX),
         ];
         for (parts, version, len) in sets {
             let bytes = record(parts).encode(&name());
             assert_eq!((bytes[8], bytes.len()), (version, len), "{parts:?}");
-            assert_eq!(record(parts).bytes(), len as u64);
+            assert_eq!(Record::bytes_of(&record(parts).parts), len as u64);
             assert_eq!(read(&bytes).unwrap(), record(parts));
         }
     }
@@ -388,14 +396,18 @@ mod tests {
         read(&sealed(all.clone())).unwrap();
         let refused = [
             (put(PARTS_AT - 1, 0), "0 parts"),
-            (put(PARTS_AT - 1, 4), "4 parts"),
-            (put(PARTS_AT - 1, 2), "156 bytes instead of 115"),
+            (put(PARTS_AT - 1, 5), "5 parts"),
+            (put(PARTS_AT - 1, 2), "197 bytes instead of 115"),
             (put(part(0), 0), "kind 0"),
-            (put(part(2), 4), "kind 4"),
+            (put(part(2), 5), "kind 5"),
             (put(part(1), 1), "disk is out of order"),
             (put(part(0), 2), "memory is out of order"),
             (put(part(2), 2), "memory is out of order"),
             (put(8, 4), "version 4"),
+            (
+                record(&[Part::Trace]).encode(&name()),
+                "a trace, and nothing",
+            ),
         ];
         for (bytes, why) in refused {
             let error = read(&bytes).unwrap_err().to_string();
@@ -423,7 +435,7 @@ mod tests {
     proptest! {
         /// Also where magic, version and checksum are right: what is read is what would be written.
         #[test]
-        fn of_any_bytes_only_what_a_writer_makes_is_read(version in 1u32..5, mut rest in prop::collection::vec(any::<u8>(), 0..160), count in 0u8..5, kinds in [0u8..5, 0u8..5, 0u8..5]) {
+        fn of_any_bytes_only_what_a_writer_makes_is_read(version in 1u32..5, mut rest in prop::collection::vec(any::<u8>(), 0..200), count in 0u8..6, kinds in [0u8..6, 0u8..6, 0u8..6, 0u8..6]) {
             if let Some(byte) = rest.get_mut(16) {
                 *byte = count;
             }
@@ -432,7 +444,7 @@ mod tests {
                     *byte = kind;
                 }
             }
-            if version == 3 && (1..=3).contains(&count) {
+            if version == 3 && (1..=4).contains(&count) {
                 rest.resize(parts_bytes(usize::from(count)) - 12, 5);
             }
             let mut bytes = begin(RECORD_MAGIC, version);

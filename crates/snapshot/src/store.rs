@@ -345,8 +345,10 @@ impl Store {
         parts: &Parts<&Header>,
         replace: bool,
     ) -> Result<(), StoreError> {
-        let mut pending = Pending::create(&self.tmp, lease)?;
         let record = Record::of(parts);
+        let record = record
+            .ok_or_else(|| StoreError::Invalid("a snapshot that has a trace alone".to_owned()))?;
+        let mut pending = Pending::create(&self.tmp, lease)?;
         pending.append(&record.encode(name))?;
         if replace {
             let _roots = RootLock::take(&self.leases)?;
@@ -361,6 +363,23 @@ impl Store {
             }
             other => other,
         }
+    }
+
+    /// Gives a snapshot a trace, the first one or another; false where the name does not stand for that snapshot any more. The lease protects the trace.
+    ///
+    /// # Errors
+    /// `Corrupt` where the record is damaged; `NoSpace`, `Io`.
+    pub fn add_trace(
+        &self,
+        lease: &Lease,
+        name: &SnapshotName,
+        origin: HeaderId,
+        trace: &Header,
+    ) -> Result<bool, StoreError> {
+        self.change_record(lease, name, |record| {
+            record.parts = record.parts.with(Part::Trace, Stored::of(trace));
+            record.origin == origin
+        })
     }
 
     /// Makes the names that there are durable, whoever gave them.
@@ -381,19 +400,31 @@ impl Store {
         old: HeaderId,
         new: &Header,
     ) -> Result<bool, StoreError> {
+        self.change_record(lease, name, |record| {
+            let mut found = false;
+            record.parts = record.parts.map(|_, stored| {
+                let is_it = stored.header == old;
+                found |= is_it;
+                if is_it { Stored::of(new) } else { *stored }
+            });
+            found
+        })
+    }
+
+    /// Lets `change` alter what a name stands for, which says whether that is to be; false where it is not, or where there is no such name.
+    fn change_record(
+        &self,
+        lease: &Lease,
+        name: &SnapshotName,
+        change: impl FnOnce(&mut Record) -> bool,
+    ) -> Result<bool, StoreError> {
         let mut pending = Pending::create(&self.tmp, lease)?;
         let _roots = RootLock::take(&self.leases)?;
         let mut record = match self.record(name) {
             Err(StoreError::NotFound { .. }) => return Ok(false),
             other => other?,
         };
-        let mut found = false;
-        record.parts = record.parts.map(|_, stored| {
-            let is_it = stored.header == old;
-            found |= is_it;
-            if is_it { Stored::of(new) } else { *stored }
-        });
-        if !found {
+        if !change(&mut record) {
             return Ok(false);
         }
         pending.append(&record.encode(name))?;
@@ -461,11 +492,11 @@ impl Store {
 
     /// The same, of each part of a snapshot. The one record of all counts with the first.
     pub fn stored_parts(&self, snapshot: &Snapshot) -> Parts<StoredBytes> {
-        let record = Record::of(&snapshot.parts.map(|_, header| &**header));
+        let record = Record::bytes_of(&snapshot.parts);
         let (first, _) = snapshot.parts.main();
         snapshot.parts.map(|part, header| StoredBytes {
             payload: header.meta().payload_bytes,
-            header: header.object_bytes() + if part == first { record.bytes() } else { 0 },
+            header: header.object_bytes() + if part == first { record } else { 0 },
         })
     }
 

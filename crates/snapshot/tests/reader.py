@@ -181,11 +181,11 @@ def part_of(record, name, part):
         assert len(record) == {1: 56, 2: 72}[version]
         parts = {1: struct.unpack_from("<16sQ16s", record, 12)}
     else:
-        assert 1 <= record[28] <= 3 and len(record) == 33 + 41 * record[28]
+        assert 1 <= record[28] <= 4 and len(record) == 33 + 41 * record[28]
         found = list(struct.iter_unpack("<B16sQ16s", record[29:-4]))
         parts = {kind: where for kind, *where in found}
-        assert [kind for kind, *_ in found] == sorted(parts) and set(parts) <= {1, 2, 3}
-    return parts[{"disk": 1, "memory": 2, "state": 3}[part] if part else min(parts)]
+        assert [kind for kind, *_ in found] == sorted(parts) and set(parts) <= {1, 2, 3, 4}
+    return parts[{"disk": 1, "memory": 2, "state": 3, "trace": 4}[part] if part else min(parts)]
 
 
 def main(store, image, out):

@@ -12,7 +12,8 @@ const IMPORT: &str = "The guest is paused meanwhile: the file must not change. I
     three parts: `export NAME:memory`, `export NAME:state` and `export NAME:disk` give each back, byte for byte; `inspect NAME:memory` says where its pages are.";
 
 const SERVE: &str = "For Firecracker, PATH is the backend_path of a mem_backend with backend_type Uffd. Any number of guests may come, each \
-    with its own copy of the memory. When a signal ends the server, what is left of their memory is put in place first, and they go on without it; \
+    with its own copy of the memory. What the first one touches is noted and becomes a part of the snapshot, its trace; for guests of a snapshot that has one, \
+    those pages are put in place before they ask. When a signal ends the server, what is left of their memory is put in place first, and they go on without it; \
     a second signal kills them. A guest whose page cannot be had, for half a minute, is killed: it never reads zeros for what is stored.";
 
 const SNAPSHOT: &str = "In this order: --before, which pauses the guest; what must be looked at while it is paused; --after, which lets it go; storing. Where the guest's writes are \
@@ -67,6 +68,15 @@ pub(crate) struct MemoryServe {
     /// Where monitors hand over their userfaultfd: unix:PATH
     #[arg(long, value_name = "ADDRESS", value_parser = unix_path)]
     pub(crate) uffd: PathBuf,
+    /// Put nothing in place before it is asked for, and note nothing
+    #[arg(long, conflicts_with = "record")]
+    pub(crate) no_prefetch: bool,
+    /// Note anew what the first guest touches, in the place of what an earlier one did
+    #[arg(long)]
+    pub(crate) record: bool,
+    /// For how long that is noted, from its coming on
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) record_for: Duration,
     /// Memory for decoded parts of the image, for all guests together
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub(crate) frame_cache: Size,

@@ -132,6 +132,116 @@ fn a_guest_whose_server_is_killed_waits_or_reads_zeros_and_is_told() {
     served.end();
 }
 
+fn trace_of(rig: &Rig) -> Option<Vec<u8>> {
+    let parts = rig.inspect("m")["parts"].clone();
+    let parts = parts.as_array().unwrap();
+    let kinds: Vec<_> = parts.iter().map(|part| part["part"].clone()).collect();
+    kinds
+        .contains(&"trace".into())
+        .then(|| rig.export("m:trace"))
+}
+
+/// How many pages of a guest's memory are there.
+fn resident(guest: &Control) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).unwrap();
+    let number = |line: &str| line.split_whitespace().nth(1)?.parse::<usize>().ok();
+    let mut lines = maps.lines();
+    let size = format!("{} kB", PAGES * PAGE / 1024);
+    lines.find(|line| line.starts_with("Size:") && line.ends_with(&size));
+    let rss = lines.find(|line| line.starts_with("Rss:"));
+    rss.and_then(number).expect("smaps has it") * 1024 / PAGE
+}
+
+#[test]
+fn what_the_first_guest_touches_is_there_for_the_next_before_it_asks() {
+    let test = "what_the_first_guest_touches_is_there_for_the_next_before_it_asks";
+    let Some(rig) = rig(test) else { return };
+    let id = rig.inspect("m")["id"].clone();
+    // Nobody is to be noted.
+    let served = rig.serve_memory("m --no-prefetch");
+    let mut first = guest(&rig, false);
+    assert_eq!(asked(&mut first, "a read 300"), format!("a {}", byte(300)));
+    drop(first);
+    served.end();
+    assert_eq!(trace_of(&rig), None);
+    // Its end ends the trace.
+    let served = rig.serve_memory("m --record-for 1h");
+    let mut first = guest(&rig, false);
+    for page in [300, 301, 2, 77] {
+        assert_eq!(
+            asked(&mut first, &format!("a read {page}")),
+            format!("a {}", byte(page))
+        );
+    }
+    drop(first);
+    let noted = until("the trace", || trace_of(&rig));
+    let said = served.end();
+    assert!(said.contains("4 pages (16.00 KiB)"), "{said}");
+    assert_eq!(rig.inspect("m")["id"], id, "it is the same snapshot");
+    rig.ok("verify --deep");
+    rig.ok("gc");
+    // Only what was noted, and what the guest asks for, is there when the server is killed.
+    let served = rig.serve_memory("m");
+    let mut next = guest(&rig, false);
+    until("what was noted", || (resident(&next) == 4).then_some(()));
+    served.kill();
+    next.begin("watch watch");
+    assert_eq!(next.answer(), "watch alone");
+    for (page, expected) in [(300, byte(300)), (301, byte(301)), (77, byte(77)), (400, 0)] {
+        assert_eq!(
+            asked(&mut next, &format!("a read {page}")),
+            format!("a {expected}")
+        );
+    }
+    drop(next);
+    assert_eq!(
+        trace_of(&rig).as_ref(),
+        Some(&noted),
+        "nothing is noted again"
+    );
+    // The end of the server ends the trace as well.
+    let served = rig.serve_memory("m --record --record-for 1h");
+    let mut last = guest(&rig, true);
+    assert_eq!(asked(&mut last, "a read 8"), format!("a {}", byte(8)));
+    let said = served.end();
+    assert!(said.contains("1 page (4.00 KiB)"), "{said}");
+    assert_ne!(trace_of(&rig), Some(noted));
+    drop(last);
+    rig.ok("rm m");
+    rig.ok("rm disk");
+    rig.ok("gc");
+    for kind in ["layers", "headers"] {
+        assert_eq!(
+            std::fs::read_dir(rig.store().join(kind)).unwrap().count(),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_trace_that_cannot_be_read_is_left_out() {
+    let test = "a_trace_that_cannot_be_read_is_left_out";
+    let Some(rig) = rig(test) else { return };
+    let served = rig.serve_memory("m");
+    let mut first = guest(&rig, false);
+    assert_eq!(asked(&mut first, "a read 300"), format!("a {}", byte(300)));
+    drop(first);
+    until("the trace", || trace_of(&rig));
+    served.end();
+    let layer = rig.inspect("m:trace")["layers"][0]["id"].clone();
+    let layer = rig.store().join("layers").join(layer.as_str().unwrap());
+    let mut bytes = std::fs::read(&layer).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&layer, bytes).unwrap();
+    let served = rig.serve_memory("m");
+    let mut next = guest(&rig, false);
+    assert_eq!(asked(&mut next, "a read 300"), format!("a {}", byte(300)));
+    drop(next);
+    let said = served.end();
+    assert!(said.contains("1 page (4.00 KiB)"), "it is noted anew: {said}");
+    rig.ok("verify m --deep");
+}
+
 #[test]
 fn what_cannot_be_served_is_refused() {
     let rig = Rig::new();

@@ -134,12 +134,12 @@ fn what_the_guest_touches_is_noted_in_order() {
     ) else {
         return;
     };
-    assert_eq!(rig.guest.trace(), None);
     rig.guest.record();
     for line in ["a read 9", "a write 2 1", "a read 3", "a write 9 1"] {
         rig.one(line);
     }
-    let trace = rig.guest.trace().unwrap();
+    let trace = rig.guest.end_record().unwrap();
+    assert_eq!(rig.guest.end_record(), None);
     assert_eq!(
         trace.runs(),
         [

@@ -4,10 +4,13 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cowslip_memory::guest::Tracking;
 use cowslip_memory::page::PageState;
 use cowslip_memory::server::{Options, Server};
+use cowslip_memory::trace::Trace;
+use cowslip_snapshot::{Image, Store};
 use tempfile::TempDir;
 
 use cowslip_vmm::{Control, Shape, can};
@@ -17,6 +20,7 @@ use crate::rig::{image_byte, source, until};
 pub(crate) struct Host {
     temp: TempDir,
     pub(crate) server: Server,
+    store: Arc<Store>,
     said: Arc<Mutex<Vec<String>>>,
 }
 
@@ -28,12 +32,18 @@ impl Host {
     pub(crate) fn with(pages: usize, options: Options) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let source = source(&temp, pages, 4096);
+        let store = Arc::clone(source.image().store());
         let listener = UnixListener::bind(temp.path().join("memory.sock")).unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&said);
         let say = move |line: &str| lines.lock().unwrap().push(line.to_owned());
         let server = Server::start(listener, source, options, say).unwrap();
-        Self { temp, server, said }
+        Self {
+            temp,
+            server,
+            store,
+            said,
+        }
     }
 
     pub(crate) fn guest(&self, pages: usize, tracking: Tracking) -> Control {
@@ -181,20 +191,25 @@ fn a_trace_is_replayed_ahead_of_the_next_guest() {
         ..Options::default()
     };
     let host = Host::with(PAGES, record);
-    assert_eq!(host.server.trace(), None);
     let mut guest = host.guest(PAGES, Tracking::Sync);
     for page in (100..150).chain([3, 7]) {
         guest.begin(&format!("a read {page}"));
         assert_eq!(guest.answer(), format!("a {}", image_byte(page)));
     }
     drop(guest);
-    until("it to be forgotten", || host.server.guests().is_empty());
-    // Also when it is gone.
-    let trace = host.server.trace().unwrap();
+    // Its end ends the trace.
+    let trace = host.server.await_trace(Duration::MAX).unwrap();
     assert_eq!(trace.pages(), 52);
+    let store = Arc::clone(&host.store);
+    let lease = store.lease().unwrap();
+    let header = trace.store(&store, &lease).unwrap();
+    let image = Image::new(Arc::clone(&store), header);
+    let loaded = Trace::load(&image, PAGES as u64 * 4096).unwrap();
+    assert_eq!(loaded, trace);
+    Trace::load(&image, 149 * 4096).unwrap_err();
     let replay = Options {
         trace: Some(Arc::new(trace)),
-        record: true,
+        record: false,
     };
     let host = Host::with(PAGES, replay);
     let mut guest = host.guest(PAGES, Tracking::Sync);
@@ -205,7 +220,42 @@ fn a_trace_is_replayed_ahead_of_the_next_guest() {
     guest.begin("a read 120");
     assert_eq!(guest.answer(), format!("a {}", image_byte(120)));
     assert_eq!(missing(), PAGES as u64 - 52, "nothing was asked for");
-    assert_eq!(host.server.trace(), None);
+    assert_eq!(host.server.await_trace(Duration::MAX), None);
+}
+
+#[test]
+fn a_trace_ends_in_time_and_when_it_is_ended() {
+    const PAGES: usize = 200;
+    if !can("a_trace_ends_in_time_and_when_it_is_ended", false) {
+        return;
+    }
+    let record = || Options {
+        record: true,
+        ..Options::default()
+    };
+    let host = Host::with(PAGES, record());
+    let mut guest = host.guest(PAGES, Tracking::Sync);
+    guest.begin("a read 9");
+    assert_eq!(guest.answer(), format!("a {}", image_byte(9)));
+    let trace = host.server.await_trace(Duration::ZERO).unwrap();
+    assert_eq!(trace.pages(), 1);
+    // From here on it is served as any other; nothing is noted twice.
+    guest.begin("a read 120");
+    assert_eq!(guest.answer(), format!("a {}", image_byte(120)));
+    assert_eq!(host.server.await_trace(Duration::MAX / 2), None);
+
+    let host = Host::with(PAGES, record());
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| host.server.await_trace(Duration::MAX));
+        let mut guest = host.guest(PAGES, Tracking::Sync);
+        guest.begin("a read 9");
+        assert_eq!(guest.answer(), format!("a {}", image_byte(9)));
+        host.server.end_record();
+        assert_eq!(waits.join().unwrap().unwrap().pages(), 1);
+    });
+    let host = Host::with(PAGES, record());
+    host.server.end_record();
+    assert_eq!(host.server.await_trace(Duration::MAX), None, "nobody came");
 }
 
 #[test]

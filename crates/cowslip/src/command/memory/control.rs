@@ -182,7 +182,7 @@ impl Control {
         )?;
         let figures = taken.figures();
         taken.committed(lease);
-        let (_, last) = parts.iter().next_back().expect("the memory is there");
+        let (_, last) = parts.own().expect("the memory is there");
         let origin = last.meta().origin;
         let snapshot = Snapshot { origin, parts };
         let imported = Imported::new(store, name, &snapshot, &figures);

@@ -72,7 +72,7 @@ pub(super) fn run(context: &Context, args: &MemoryImport) -> Result<(), Failure>
     }
     let of = parts.map(|_, header| &**header);
     store.commit_parts(&lease, &args.name, &of, args.replace)?;
-    let (_, last) = parts.iter().next_back().expect("the memory is there");
+    let (_, last) = parts.own().expect("the memory is there");
     let origin = last.meta().origin;
     let snapshot = Snapshot { origin, parts };
     let imported = Imported::new(&store, &args.name, &snapshot, &figures);

@@ -4,6 +4,7 @@ mod control;
 mod import;
 mod serve;
 mod snapshot;
+mod trace;
 
 use super::Context;
 use crate::args::Memory;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::thread;
 
-use cowslip_memory::server::{Options, Server};
+use cowslip_memory::server::Server;
 use cowslip_memory::source::Source;
 use cowslip_nbd::SocketFile;
 use cowslip_snapshot::roots::Lease;
@@ -15,6 +15,7 @@ use cowslip_snapshot::{Caches, Header, Image, ImageName, Part, Store, StoreError
 use super::super::target::{open_told, signals};
 use super::super::{Context, refused};
 use super::control::{self, Control};
+use super::trace::Traced;
 use crate::args::MemoryServe;
 use crate::failure::Failure;
 use crate::report::{Unit, advance, bytes, complain};
@@ -29,13 +30,15 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
     let store = open_told(&store_path, caches)?;
     let (header, _lease) = memory_of(&store, &args.name)?;
     let size = bytes(header.size_bytes());
+    let traced = Traced::find(&store, args, &header);
     let source = Source::new(Image::new(Arc::clone(&store), header))?;
     let bind = |path| SocketFile::bind(path).map_err(|e| refused(&e));
     let (listener, _socket) = bind(&args.uffd)?;
     let (control, _control_socket) = bind(&control::path(&args.uffd))?;
     let failed = |e: std::io::Error| Failure::failed(format!("starting the server: {e}"));
-    let server = Server::start(listener, Arc::new(source), Options::default(), complain);
+    let server = Server::start(listener, Arc::new(source), traced.options(), complain);
     let server = Arc::new(server.map_err(failed)?);
+    let trace = traced.keep(&server);
     let asked = Control {
         server: Arc::clone(&server),
         store,
@@ -47,6 +50,8 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
         "ready: serving the memory of {name} ({size}) at unix:{at}"
     ));
     signals.forever().next();
+    // From here on all is put in place, and nobody touches anything first.
+    server.end_record();
     let killer = Arc::clone(&server);
     thread::spawn(move || {
         if signals.forever().next().is_some() {
@@ -56,6 +61,10 @@ pub(super) fn run(context: &Context, args: &MemoryServe) -> Result<(), Failure> 
     release(context, &server);
     // Nobody serves them any more: they would wait for ever, or read zeros.
     server.abandon();
+    if let Some(trace) = trace {
+        // It has said what it could not do, if it panicked.
+        drop(trace.join());
+    }
     Ok(())
 }
 
