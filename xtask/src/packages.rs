@@ -180,6 +180,12 @@ pub(crate) const TESTS: &[Need] = &[
         "commands run in a template",
     ),
     need(
+        "curl",
+        Some("curl"),
+        || all(&["curl"]),
+        "Firecracker's commands",
+    ),
+    need(
         "zstd",
         Some("zstd"),
         || all(&["zstd"]),

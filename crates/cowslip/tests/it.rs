@@ -33,6 +33,8 @@ mod ending;
 mod explain;
 #[path = "it/ext4.rs"]
 mod ext4;
+#[path = "it/firecracker.rs"]
+mod firecracker;
 #[path = "it/fs_aware.rs"]
 mod fs_aware;
 #[path = "it/full.rs"]

@@ -1,5 +1,9 @@
 //! `cowslip memory snapshot`: of guests that are served, with the commands that pause them and let them go.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+
 use cowslip_vmm::{Control, Shape, can};
 use rustix::process::{Signal, kill_process};
 
@@ -207,4 +211,30 @@ fn the_guest_is_let_go_whatever_happens() {
         (output.status.code(), world.steps()),
         (Some(3), String::new())
     );
+}
+
+/// A guest may take longer to be paused, with its monitor's state saved, than a server waits for who says nothing.
+#[test]
+fn a_server_is_asked_once_the_guest_is_paused() {
+    let rig = Rig::new();
+    let path = rig.path("memory.sock.control");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        let mut line = String::new();
+        let (asked, _) = listener.accept().unwrap();
+        BufReader::new(asked).read_line(&mut line).unwrap();
+        line
+    });
+    let server_at = rig.path("memory.sock");
+    let line = format!(
+        "memory snapshot x --before true --server unix:{}",
+        server_at.display()
+    );
+    let said = rig.fails(1, &line);
+    assert!(said.contains("the server went away"), "{said}");
+    // Where nobody asked a second time, this is what the server hears.
+    drop(UnixStream::connect(&path));
+    let asked = server.join().unwrap();
+    assert!(asked.contains(r#""name":"x""#), "{asked:?}");
 }

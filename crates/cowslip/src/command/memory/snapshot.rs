@@ -20,8 +20,10 @@ const SILENCE: Duration = Duration::from_secs(600);
 
 pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failure> {
     let socket = path(&args.server);
-    let stream = connect(&socket)?;
+    // Nobody is paused for a server that is not there; and a server does not wait for as long as it may take to pause somebody.
+    drop(connect(&socket)?);
     let pause = Pause::begin(args.before.as_deref(), args.after.as_deref())?;
+    let stream = connect(&socket)?;
     let whole = |path: &Path| path.canonicalize().map_err(|e| Failure::file(path, &e));
     let request = Request {
         name: args.name.clone(),
