@@ -238,7 +238,10 @@ fn a_trace_that_cannot_be_read_is_left_out() {
     assert_eq!(asked(&mut next, "a read 300"), format!("a {}", byte(300)));
     drop(next);
     let said = served.end();
-    assert!(said.contains("1 page (4.00 KiB)"), "it is noted anew: {said}");
+    assert!(
+        said.contains("1 page (4.00 KiB)"),
+        "it is noted anew: {said}"
+    );
     rig.ok("verify m --deep");
 }
 
