@@ -1,10 +1,12 @@
 //! [`Victim`]: a store, a session, its server and its client, and whoever torments them: round after
-//! round of faults that overlap, and after each round all must be well again.
+//! round of faults that overlap (`victim/inflict.rs`), and after each round all must be well again.
 //!
 //! A round: calm; faults, as [`super::fault::round`] says, perhaps while a snapshot is taken; all of them
 //! end; the server is there again; the client compares all ([`Victim::recover`]). A server whose disk
 //! failed may refuse writes, but must say so; it is ended then, the disk mended, and served again.
 //! Now and then what is well is looked at from cold: ended, unmounted, checked, mounted, compared.
+
+mod inflict;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -306,7 +308,8 @@ impl<'a> Victim<'a> {
         }
         self.recover(over, false)?;
         self.tally().rounds += 1;
-        if self.random.once_in(4) {
+        let often = if self.failed.is_empty() { 4 } else { 2 };
+        if self.random.once_in(often) {
             self.look_from_cold()?;
         }
         let is_time = self.random.once_in(6) || self.snapshots.are_many();
@@ -327,7 +330,11 @@ impl<'a> Victim<'a> {
 
     fn await_snapshot(&mut self) -> Result<()> {
         let excuse = !self.begun.is_empty();
-        let failed = self.begun.iter().any(|(fault, _, _)| fault.is_a_failure());
+        let failures = self
+            .begun
+            .iter()
+            .filter(|(fault, _, _)| fault.is_a_failure());
+        let failed = failures.count() > 0 || !self.failed.is_empty();
         let line = self.snapshots.answered(excuse, failed, HANGS_AFTER)?;
         self.tell(line);
         Ok(())
@@ -343,100 +350,6 @@ impl<'a> Victim<'a> {
         let checked = snapshots.check(self, keep);
         self.snapshots = snapshots;
         checked
-    }
-
-    fn begin(&mut self, fault: Fault) -> Result<()> {
-        let kind = |under| self.place(under).kind.name();
-        let name = match fault {
-            Fault::Full(under) => fault.name(kind(under)),
-            _ => fault.name(""),
-        };
-        self.tell(format_args!("begins: {name}"));
-        self.tally().begin(&name);
-        let count = |of: &std::sync::atomic::AtomicU64| of.load(Ordering::Relaxed);
-        let (operations, errors) = (count(&self.shared.operations), count(&self.shared.errors));
-        self.begun.push((fault, operations, errors));
-        self.active.push(fault);
-        let may = &self.shared.may;
-        if self.plan.by == By::Files {
-            // Its kernel has one word for all of it.
-            may.fail.store(true, Ordering::SeqCst);
-        }
-        let set = |may: &std::sync::atomic::AtomicBool| may.store(true, Ordering::SeqCst);
-        match fault {
-            Fault::Kill => self.stop(true)?,
-            Fault::Stop => self.signal(Signal::STOP)?,
-            Fault::Full(under) => {
-                set(&may.be_full);
-                self.place(under).fill()?;
-            }
-            Fault::FailWrites(under) | Fault::FailReads(under) => {
-                set(&may.fail);
-                self.snapshots.disk_fails();
-                // Also where it cannot be read: a write that needs to look where it goes fails then. A
-                // store beside the session is on the same disk.
-                if under == Under::Session || self.session.is_none() {
-                    set(&may.forget);
-                }
-                let place = self.place(under);
-                if let Fault::FailReads(_) = fault {
-                    place.fail("fail-reads", true)?;
-                    place.forget_cached();
-                } else {
-                    place.fail("fail-writes", true)?;
-                }
-                self.failed.push(under);
-            }
-            Fault::Client(how) => {
-                set(&may.be_gone);
-                let pid = self.shared.client_pid.load(Ordering::SeqCst);
-                match i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                    // It may have ended just now.
-                    Some(pid) => drop(kill_process(pid, Signal::KILL)),
-                    None => self.ask(Ask::Break(how))?,
-                }
-            }
-            Fault::ClockForward => {
-                let days = self.random.below(4000) + 1;
-                std::fs::write(self.clock(), format!("+{days}d"))?;
-            }
-            Fault::ClockBack => {
-                let days = self.random.below(9000) + 1;
-                std::fs::write(self.clock(), format!("-{days}d"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, fault: Fault) -> Result<()> {
-        self.tell(format_args!("ends: {}", fault.name("place")));
-        self.active.retain(|other| *other != fault);
-        match fault {
-            Fault::Kill => {
-                if let Err(error) = self.serve_if_gone() {
-                    // Nobody can be served from a disk that is full or failing; later, then.
-                    let hopeless = |f: &Fault| {
-                        matches!(
-                            f,
-                            Fault::Full(_) | Fault::FailWrites(_) | Fault::FailReads(_)
-                        )
-                    };
-                    let text = format!("{error:#}");
-                    let excused = self.active.iter().any(hopeless) || !self.failed.is_empty();
-                    if !excused || text.contains("panicked") || text.contains("timed out") {
-                        return Err(error.context("serving again"));
-                    }
-                    self.tell(format_args!("not served again: {text}"));
-                }
-            }
-            Fault::Stop => self.signal(Signal::CONT)?,
-            Fault::Full(under) => self.place(under).free(),
-            Fault::FailWrites(under) => self.place(under).fail("fail-writes", false)?,
-            Fault::FailReads(under) => self.place(under).fail("fail-reads", false)?,
-            Fault::Client(_) => {}
-            Fault::ClockForward | Fault::ClockBack => std::fs::write(self.clock(), "+0")?,
-        }
-        Ok(())
     }
 
     fn serve_if_gone(&mut self) -> Result<()> {
@@ -526,6 +439,11 @@ impl<'a> Victim<'a> {
                 .over(&name, operations - before, errors - told, took);
         }
         self.shared.may.nothing();
+        if !self.failed.is_empty() {
+            // Its file system may notice later, until it is mounted again.
+            self.shared.may.fail.store(true, Ordering::SeqCst);
+            self.shared.may.forget.store(true, Ordering::SeqCst);
+        }
         if !self.places().any(Place::is_broken) {
             self.look_for_leaks()?;
         }
