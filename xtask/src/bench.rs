@@ -4,6 +4,7 @@
 //! `--save` writes the median of each that ran as `docs/measurements/bench-YYYY-MM-DD.md`; with a
 //! filter too, so that a page may hold a part only, and says which.
 
+pub(crate) mod memory;
 pub(crate) mod peers;
 
 use std::fmt::Write as _;

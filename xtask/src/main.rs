@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! test         prerequisites -> cargo fmt, clippy, doc, test       provide      the prerequisites alone
-//! bench        criterion -> a summary       bench peers   fio -> a table
+//! bench        criterion -> a summary       bench peers   fio -> a table       bench memory   guests -> a table
 //! fuzz         cargo-fuzz              coverage      the tests, counted -> lines that none runs
 //! soak         servers, clients, commands and kills at random -> what was lost, what is left
 //! torture      servers and clients on disks that fail, are full, clocks that jump -> what was lost
@@ -46,6 +46,7 @@ cargo xtask test [--no-install]         all that must pass: format, lints, docs,
 cargo xtask provide                     installs what tests need, and fetches the kernels that they boot, and no more
 cargo xtask bench [FILTER] [--save]     the criterion benches; --quick for short ones, --save for docs/measurements
 cargo xtask bench peers [--save]        cowslip beside nbdkit and qemu-nbd under fio; --rounds N, --seconds N
+cargo xtask bench memory [--save]       guests' memory beside the kernel alone: faults, prefetch, harvest, forks, restore; --quick, --json
 cargo xtask fuzz TARGET [SECONDS]       header, layer, journal, nbd, ext4 or tar, a minute unless told otherwise
 cargo xtask coverage [--save]           lines of block, snapshot and nbd that tests run, and those that none does; --json
 cargo xtask crashes [SECONDS] [--seed N] every crash of histories that seeds decide, against an oracle; a minute; --length N, --json
@@ -76,6 +77,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["test", rest @ ..] => test::run(rest)?,
         ["provide"] => drop(packages::provide(packages::TESTS, true)?),
         ["bench", "peers", rest @ ..] => bench::peers::run(rest)?,
+        ["bench", "memory", rest @ ..] => bench::memory::run(rest)?,
         ["bench", rest @ ..] => bench::run(rest)?,
         ["coverage", rest @ ..] => coverage::run(rest)?,
         ["crashes", rest @ ..] => crashes::run(rest)?,

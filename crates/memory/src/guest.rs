@@ -176,17 +176,32 @@ impl Pages {
     }
 
     /// What is other than the image, as far as that is known.
-    fn harvest(&self, tracking: Tracking, all: BlockRange) -> Harvest {
-        use PageState::{Clean, Dirty, Missing, Removed, Zero};
-        let mut harvest = Harvest::default();
-        for (run, state) in self.states.runs(all) {
-            match (state, tracking) {
-                (Missing, _) | (Clean, Tracking::Async | Tracking::Sync) => {}
-                (Removed, _) | (Zero, Tracking::Async | Tracking::Sync) => harvest.zeros.push(run),
-                (Dirty, _) | (Clean | Zero, Tracking::None) => harvest.dirty.push(run),
-            }
+    fn harvest(&self, tracking: Tracking) -> Harvest {
+        use PageState::{Clean, Dirty, Removed, Zero};
+        match tracking {
+            Tracking::Async | Tracking::Sync => Harvest {
+                dirty: self.runs_of(&[Dirty]),
+                zeros: self.runs_of(&[Removed, Zero]),
+            },
+            Tracking::None => Harvest {
+                dirty: self.runs_of(&[Dirty, Clean, Zero]),
+                zeros: self.runs_of(&[Removed]),
+            },
         }
-        harvest
+    }
+
+    /// In order.
+    fn runs_of(&self, states: &[PageState]) -> Vec<BlockRange> {
+        let runs = |state| {
+            self.states
+                .blocks_in(state)
+                .expect("all states are tracked")
+        };
+        let mut all: Vec<_> = states.iter().flat_map(|state| runs(*state)).collect();
+        if states.len() > 1 {
+            all.sort_unstable_by_key(|run| run.start);
+        }
+        all
     }
 
     /// What is to be done about an event; the page is what it is from now on.

@@ -1,9 +1,9 @@
 //! [`Prefetch`]: what the last guest touched first, put in place for the next one before it asks.
 //!
-//! Workers of the pool share one guest's prefetch: each takes the next runs, some [`STEP_BYTES`] of them, and then its turn is over, so that faults of this
+//! Workers of the pool share one guest's prefetch: each takes the next pieces of runs, [`STEP_BYTES`] in all, and then its turn is over, so that faults of this
 //! guest and of others come in between. It ends with the trace, and where bytes cannot be had: a fault says so to more purpose.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use cowslip_block::BlockRange;
@@ -20,35 +20,56 @@ const STEP_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Prefetch {
     trace: Trace,
-    next: AtomicUsize,
+    next: Mutex<Next>,
+}
+
+/// What is next: of this run, the page after so many.
+#[derive(Debug, Default)]
+struct Next {
+    run: usize,
+    done: u64,
 }
 
 impl Prefetch {
     pub(crate) fn new(trace: Trace) -> Self {
         Self {
             trace,
-            next: AtomicUsize::new(0),
+            next: Mutex::default(),
         }
     }
 
     /// One turn. Is there more?
     pub(crate) fn step(&self, guest: &Guest) -> Result<bool, GuestError> {
         let page_bytes = u64::from(guest.regions().page_size().bytes());
-        let mut bytes = 0;
-        while bytes < STEP_BYTES {
-            let Some(run) = self
-                .trace
-                .runs()
-                .get(self.next.fetch_add(1, Ordering::Relaxed))
-            else {
+        let mut left = (STEP_BYTES / page_bytes).max(1);
+        while left > 0 {
+            let Some(pages) = self.take(left) else {
                 return Ok(false);
             };
-            if !fill(guest, *run)? {
+            if !fill(guest, pages)? {
                 return Ok(false);
             }
-            bytes += run.count().0 * page_bytes;
+            left -= pages.count().0;
         }
         Ok(true)
+    }
+
+    /// The next pages of a run, so many at most, which nobody else takes.
+    fn take(&self, most: u64) -> Option<BlockRange> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = self.trace.runs().get(next.run)?;
+        let start = run.start.0 + next.done;
+        let end = run.end.0.min(start + most);
+        match end == run.end.0 {
+            true => {
+                *next = Next {
+                    run: next.run + 1,
+                    done: 0,
+                }
+            }
+            false => next.done += most,
+        }
+        Some(BlockRange::new(start, end))
     }
 }
 
@@ -63,5 +84,30 @@ fn fill(guest: &Guest, run: BlockRange) -> Result<bool, GuestError> {
             Some(Errno::AGAIN) => return Ok(false),
             _ => return Ok(!filled.is_gone()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cowslip_block::{BlockIndex, BlockSize};
+
+    use super::*;
+
+    #[test]
+    fn long_runs_are_taken_in_pieces_and_each_page_once() {
+        let mut trace = Trace::new(BlockSize::DISK);
+        for page in (100..700).chain([3]).chain(50..60) {
+            trace.touched(BlockIndex(page));
+        }
+        let prefetch = Prefetch::new(trace.clone());
+        let pieces: Vec<_> = std::iter::from_fn(|| prefetch.take(256)).collect();
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| (1..=256).contains(&piece.count().0))
+        );
+        let taken = pieces.iter().flat_map(|piece| piece.iter());
+        assert!(taken.eq(trace.runs().iter().flat_map(|run| run.iter())));
+        assert_eq!(pieces.len(), 5);
     }
 }

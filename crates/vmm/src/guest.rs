@@ -4,9 +4,7 @@
 //! A line is `THREAD VERB ARGUMENTS`; when it is done, `THREAD RESULT` is the answer. A thread that stops at a page answers when it goes on.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,10 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use cowslip_memory::sys::{
     UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_HUGETLBFS, UFFD_FEATURE_WP_ASYNC,
-    UFFDIO_REGISTER_MODE_MISSING, Uffd,
 };
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
+use crate::handing::hand_over;
 use crate::sys::Memory;
 
 const SOCKETS: &str = "COWSLIP_TEST_GUEST_SOCKETS";
@@ -69,28 +66,8 @@ pub fn run_if_asked() {
     if is_async {
         features |= UFFD_FEATURE_WP_ASYNC;
     }
-    let uffd = Uffd::open(u64::from(features)).unwrap();
-    let addresses = memory.addresses();
-    uffd.register(addresses.clone(), UFFDIO_REGISTER_MODE_MISSING)
-        .unwrap();
-    let text = format!(
-        r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":{page},"page_size_kib":{page}}}]"#,
-        addresses.start,
-        pages * page
-    );
     let control = UnixStream::connect(dir.join("control.sock")).unwrap();
-    let handed = UnixStream::connect(dir.join("memory.sock")).unwrap();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [uffd.as_fd()];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    sendmsg(
-        &handed,
-        &[IoSlice::new(text.as_bytes())],
-        &mut ancillary,
-        SendFlags::empty(),
-    )
-    .unwrap();
+    let (uffd, handed) = hand_over(&memory, page, features, &dir.join("memory.sock"));
     let _kept = keeps.then_some(uffd);
     obey(
         Guest {

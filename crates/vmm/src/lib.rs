@@ -16,10 +16,12 @@
 
 mod control;
 mod guest;
+mod handing;
 mod machine;
 mod sys;
 
 pub use control::Control;
 pub use guest::{Shape, run_if_asked};
+pub use handing::hand_over;
 pub use machine::{HugePages, can};
 pub use sys::Memory;

@@ -37,6 +37,17 @@ pub struct Harvest {
 }
 
 impl Harvest {
+    /// More of them, none of which is there.
+    fn add_dirty(&mut self, more: Vec<BlockRange>) {
+        match self.dirty.is_empty() {
+            true => self.dirty = more,
+            false => {
+                self.dirty.extend(more);
+                self.dirty.sort_unstable_by_key(|run| run.start);
+            }
+        }
+    }
+
     /// All of them, in order, in blocks of so many to a page.
     pub fn changed(&self, blocks_per_page: u64) -> Vec<BlockRange> {
         let scaled = |run: &BlockRange| {
@@ -66,8 +77,48 @@ pub enum CaptureError {
 #[derive(Debug)]
 pub(super) struct Copying {
     to: File,
-    pending: HashSet<BlockIndex>,
+    pending: Pending,
     failed: Option<CaptureError>,
+}
+
+/// Pages that are still to be copied: a bit for each page of the memory, so that a pause does not depend on how many they are.
+#[derive(Debug)]
+struct Pending(Vec<u64>);
+
+impl Pending {
+    /// These, of so many pages.
+    fn new(runs: &[BlockRange], pages: u64) -> Self {
+        let mut pending = Self(vec![0; index(pages.div_ceil(64))]);
+        for run in runs {
+            for page in run.iter() {
+                *pending.word(page) |= Self::bit(page);
+            }
+        }
+        pending
+    }
+
+    fn word(&mut self, page: BlockIndex) -> &mut u64 {
+        &mut self.0[index(page.0 / 64)]
+    }
+
+    fn bit(page: BlockIndex) -> u64 {
+        1 << (page.0 % 64)
+    }
+
+    fn contains(&self, page: BlockIndex) -> bool {
+        self.0[index(page.0 / 64)] & Self::bit(page) != 0
+    }
+
+    /// Was it there?
+    fn remove(&mut self, page: BlockIndex) -> bool {
+        let was = self.contains(page);
+        *self.word(page) &= !Self::bit(page);
+        was
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
 }
 
 impl Copying {
@@ -89,7 +140,7 @@ impl Copying {
 
     /// These are about to be given back.
     pub(super) fn given_back(&mut self, gone: BlockRange) {
-        if gone.iter().any(|page| self.pending.contains(&page)) {
+        if gone.iter().any(|page| self.pending.contains(page)) {
             self.fail(CaptureError::GivenBack);
         }
     }
@@ -122,24 +173,27 @@ impl Guest {
         if pages.is_let_go {
             return Err(GuestError::Abandoned);
         }
-        if self.tracking == Tracking::Async {
-            self.note_written(process, &mut pages)?;
-        }
-        let harvest = pages.harvest(self.tracking, self.regions.pages());
-        if self.tracking == Tracking::Sync {
-            self.protect_all(&harvest.dirty)?;
-        }
+        let all = self.regions.pages();
         let to = to.try_clone().map_err(|e| {
             kernel("a descriptor more")(Errno::from_io_error(&e).unwrap_or(Errno::MFILE))
         })?;
+        // The last step that may fail: what the kernel told is told once.
+        let written = match self.tracking {
+            Tracking::Async => self.take_written(process, &mut pages)?,
+            Tracking::Sync | Tracking::None => Vec::new(),
+        };
+        let mut harvest = pages.harvest(self.tracking);
+        match self.tracking {
+            Tracking::Sync => self.protect_all(&harvest.dirty)?,
+            Tracking::Async => harvest.add_dirty(written),
+            Tracking::None => {}
+        }
         if self.tracking != Tracking::None {
-            for run in &harvest.dirty {
-                pages.replace(*run, PageState::Dirty, PageEvent::Harvested);
-            }
+            pages.replace(all, PageState::Dirty, PageEvent::Harvested);
         }
         *self.copying() = Some(Copying {
             to,
-            pending: harvest.dirty.iter().flat_map(|run| run.iter()).collect(),
+            pending: Pending::new(&harvest.dirty, all.end.0),
             failed: None,
         });
         drop((pages, alone));
@@ -179,7 +233,7 @@ impl Guest {
         let page = index(self.page_bytes());
         let kept = read.and_then(|()| {
             let mut runs: Vec<BlockRange> = Vec::new();
-            for block in pages.iter().filter(|block| copying.pending.remove(block)) {
+            for block in pages.iter().filter(|block| copying.pending.remove(*block)) {
                 match runs.last_mut() {
                     Some(last) if last.end == block => last.end.0 += 1,
                     _ => runs.push(BlockRange::one(block)),
@@ -209,7 +263,7 @@ impl Guest {
         }
         let addresses = self.addresses(page);
         if let Some(copying) = &mut *self.copying()
-            && copying.pending.remove(&page)
+            && copying.pending.remove(page)
         {
             let mut bytes = vec![0; index(self.page_bytes())];
             let copied = process.read(addresses.start, &mut bytes);
@@ -260,8 +314,12 @@ impl Guest {
         self.copying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the kernel noted becomes dirty.
-    fn note_written(&self, process: &Process, pages: &mut Pages) -> Result<(), GuestError> {
+    /// What the kernel noted, of pages that are clean, in order; they stay so, as they are protected again. Those that were zeros are dirty.
+    fn take_written(
+        &self,
+        process: &Process,
+        pages: &mut Pages,
+    ) -> Result<Vec<BlockRange>, GuestError> {
         let mut written = Vec::new();
         for (_, addresses) in self.regions.addresses_of(self.regions.pages()) {
             let taken = process.take_written(addresses, &mut |run| written.push(run));
@@ -273,15 +331,24 @@ impl Guest {
                 return Err(kernel("asking what was written")(why));
             }
         }
+        let zeros = pages.states.count(PageState::Zero);
+        let has_zeros = zeros.is_ok_and(|count| count.0 > 0);
+        let mut clean = Vec::with_capacity(written.len());
         for run in written
             .into_iter()
             .flat_map(|run| self.regions.pages_in(run))
         {
-            for from in [PageState::Clean, PageState::Zero] {
-                pages.replace(run, from, PageEvent::ProtectFault);
+            if has_zeros {
+                pages.replace(run, PageState::Zero, PageEvent::ProtectFault);
             }
+            let states = pages.states.runs(run);
+            clean.extend(
+                states
+                    .filter(|(_, state)| *state == PageState::Clean)
+                    .map(|(run, _)| run),
+            );
         }
-        Ok(())
+        Ok(clean)
     }
 
     fn protect_all(&self, runs: &[BlockRange]) -> Result<(), GuestError> {
