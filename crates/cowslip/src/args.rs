@@ -52,7 +52,8 @@ const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is 
     Without --quiet it is 0 for both answers.";
 
 const EXPLAINED: &str = "Each block of the difference that is not zero now has one owner in the file system of NAME: the one with \
-    most of its bytes. ext4 is read, as the next mount would find it; of anything else the owners are unknown.";
+    most of its bytes. ext4 is read, as the next mount would find it; of anything else the owners are unknown. \
+    A guest's memory is explained page by page: zero, equal to the parent's, equal to the disk, new.";
 
 const SNAPSHOT_PENDING: &str = "A snapshot of a session that is being served is taken when the command \
     begins. Where it cannot be stored (a full disk), the server goes on trying, also without this command: \

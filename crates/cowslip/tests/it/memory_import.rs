@@ -114,6 +114,24 @@ fn each_part_comes_back_as_it_was() {
         let second = rig.json(line);
         let want = Figures::oracle(&memory, Some(&before), &disk);
         assert_eq!(Figures::said(&second), want, "{second}");
+        // The same counts from the maps alone, later.
+        let explained = rig.json("explain vm-1:memory");
+        assert_eq!(explained["against"], "vm-0:memory", "{explained}");
+        let counts = ["zero", "same", "disk", "new"].map(|class| {
+            let field = format!("{class}_pages");
+            number(&explained, &field)
+        });
+        assert_eq!(counts, [want.zero, want.same, want.disk, want.payload]);
+        assert_eq!(number(&explained, "older_pages"), 0);
+        let newly_zero = (0..PAGES).filter(|n| {
+            let is_zero = |bytes| page(bytes, *n).iter().all(|b| *b == 0);
+            is_zero(&memory) && !is_zero(&before)
+        });
+        assert_eq!(
+            number(&explained, "zeroed_pages"),
+            newly_zero.count() as u64
+        );
+        rig.fails(2, "explain vm-1:memory --html page.html");
         // To the byte: memory, state and the record, which is said of the disk as the first part. The disk was there.
         let stored = |json: &Value| number(json, "stored_bytes");
         let parts: Vec<u64> = second["parts"]

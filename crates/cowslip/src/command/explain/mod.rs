@@ -3,6 +3,7 @@
 //! The two images are compared as `diff` does; the owners come from the file system in the newer one. A template
 //! is explained against nothing: all that it has is new. How blocks are counted stands on top of `crate::explain`.
 
+mod memory;
 mod page;
 mod report;
 mod whose;
@@ -29,6 +30,9 @@ use crate::report::{Names, Unit, advance, bytes};
 
 pub(super) fn run(context: &Context, args: &Explain) -> Result<(), Failure> {
     let pair = Pair::open(context, args)?;
+    if let Some(disk) = memory::disk_of(&pair.store, args, &pair.now)? {
+        return memory::run(context, args, &pair, disk.as_deref());
+    }
     let whose = Whose::read(context, pair.image(&pair.now))?;
     let mut picture = args.html.as_ref().map(|_| pair.picture(&whose));
     let found = Found::read(context, &pair, &whose, picture.as_mut())?;
