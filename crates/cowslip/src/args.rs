@@ -57,7 +57,8 @@ const EXPLAINED: &str = "Each block of the difference that is not zero now has o
 
 const SNAPSHOT_PENDING: &str = "A snapshot of a session that is being served is taken when the command \
     begins. Where it cannot be stored (a full disk), the server goes on trying, also without this command: \
-    after --timeout it ends with code 6. Snapshots that are asked for later wait behind.";
+    after --timeout it ends with code 6. Snapshots that are asked for later wait behind. \
+    --after is run when the snapshot is taken, before it is stored; also where anything fails, and on a signal, but for kill -9.";
 
 const QUIESCE: &str = "In this order: sync, trim (FITRIM), checkpoint of ext4's journal (Linux 5.14), and the command, if there is one, in the \
     frozen file system. It is thawed when the command ends or fails, on a signal, after --timeout, and also when \
@@ -399,8 +400,17 @@ pub(crate) struct Snapshot {
     /// After an attempt to store it failed, wait so long for another to succeed (10s, 5m, 0s)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
+    /// A command that pauses the guest, or freezes its file system (sh -c)
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) before: Option<String>,
+    /// A command that lets it go on, as soon as it may; run whatever happens
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) after: Option<String>,
+    /// Let it go, and store nothing, where the snapshot cannot be taken in this time
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) pause_timeout: Duration,
     /// Give up the snapshot of this name that is on its way; what was written stays in the session
-    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "fs_aware", "timeout"])]
+    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "fs_aware", "timeout", "before", "after"])]
     pub(crate) cancel: bool,
 }
 

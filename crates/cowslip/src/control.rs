@@ -1,8 +1,8 @@
 //! The control socket of a served session: how `cowslip snapshot` reaches the server.
 //!
 //! `control.sock` in the session's directory; one request a connection, one JSON object a line.
-//! A client sends a [`Request`]; the server answers with any number of `progress` and `retrying`
-//! lines, and ends with one of the others. A client that leaves changes nothing. The socket is bound and reached through an open handle of the directory
+//! A client sends a [`Request`]; the server answers with any number of `goes_on`, `progress` and `retrying`
+//! lines, and ends with one of the others. A client that leaves changes nothing, but for one that holds a guest and leaves before it goes on. The socket is bound and reached through an open handle of the directory
 //! (`/proc/self/fd/N/control.sock`), so that the length of its path does not matter: a unix
 //! socket's address has room for 107 bytes (unix(7)).
 
@@ -21,6 +21,8 @@ use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::seal::SealError;
 use cowslip_snapshot::session::{Seal, Session, SessionError, SnapshotOptions};
 use cowslip_snapshot::store::Store;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -44,6 +46,8 @@ pub(crate) enum Request {
         replace: bool,
         dedup: bool,
         fs_aware: bool,
+        /// The client holds the guest until it is told that it goes on. Where it cannot any more it hangs up first: nothing is stored then.
+        held: bool,
     },
     Cancel {
         name: String,
@@ -57,6 +61,8 @@ pub(crate) enum Answer {
         done_blocks: u64,
         total_blocks: u64,
     },
+    /// It is taken: whoever was held for it goes on.
+    GoesOn,
     /// An attempt at this snapshot failed. It is the one that was asked for, or one before it.
     Retrying(Sealing),
     Done(Taken),
@@ -213,13 +219,15 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
             replace,
             dedup,
             fs_aware,
+            held,
         } => {
+            let held = held.then_some(stream);
             let options = SnapshotOptions {
                 replace,
                 dedup,
                 fs_aware,
             };
-            take(session, store, &name, &options, &say).map(Answer::Done)
+            take(session, store, &name, &options, held, &say).map(Answer::Done)
         }
         Request::Cancel { name } => cancel(session, &name, &say).map(|()| Answer::Cancelled),
     };
@@ -252,15 +260,33 @@ fn take(
     store: &Arc<Store>,
     name: &str,
     options: &SnapshotOptions,
+    held: Option<&UnixStream>,
     say: &dyn Fn(&Answer),
 ) -> Result<Taken, Failure> {
     let name = parse(name)?;
     let begun = Instant::now();
     let over = session.newest();
     let seal = session.freeze(&name, options)?;
+    if let Some(client) = held {
+        if has_gone(client) {
+            let seal = session.cancel(&name)?;
+            cancelled(&seal, wait(session, &seal, say))?;
+            return Err(Failure::failed("whoever held the guest has gone"));
+        }
+        say(&Answer::GoesOn);
+    }
     let header = wait(session, &seal, say)?;
     let taken = Taken::new(store, &header, &over, &seal, begun.elapsed());
     Ok(taken.fs_aware(options.fs_aware, &seal))
+}
+
+/// Has it hung up?
+fn has_gone(client: &UnixStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    !matches!(
+        recv(client, &mut [0; 1][..], flags),
+        Err(Errno::AGAIN | Errno::INTR) | Ok((1.., _))
+    )
 }
 
 fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {
@@ -327,15 +353,21 @@ pub(crate) fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
 }
 
 /// The client's side: asks the server of this session directory. `hear` is told of each answer that is
-/// not the last, and ends the conversation by failing.
+/// not the last, and ends the conversation by failing. Where a guest is held, it goes on in this time, or the conversation ends.
 ///
 /// Nothing where no server listens there.
 pub(crate) fn ask(
     dir: &RealDir,
     request: &Request,
+    held_for: Option<Duration>,
     hear: &mut dyn FnMut(Answer) -> Result<(), Failure>,
 ) -> Option<Result<Answer, Failure>> {
     let stream = UnixStream::connect(short_path(dir)).ok()?;
+    // Zero would mean for ever.
+    let held_for = held_for.map(|time| time.max(Duration::from_millis(1)));
+    if let Err(error) = stream.set_read_timeout(held_for) {
+        return Some(Err(Failure::failed(format!("asking the server: {error}"))));
+    }
     Some(converse(&stream, request, hear))
 }
 
@@ -373,9 +405,12 @@ fn converse(
     request: &Request,
     hear: &mut dyn FnMut(Answer) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
-    let lost = |error: io::Error| {
-        Failure::failed(format!("the server went away: {error}"))
-            .hint("the snapshot is finished when the session is served again")
+    let lost = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::failed(
+            "the server did not answer in time; what was held for it goes on, and nothing is stored",
+        ),
+        _ => Failure::failed(format!("the server went away: {error}"))
+            .hint("the snapshot is finished when the session is served again"),
     };
     let mut line = serde_json::to_vec(request).map_err(|e| lost(e.into()))?;
     line.push(b'\n');
@@ -385,6 +420,10 @@ fn converse(
         let line = read_line(&mut reader).map_err(lost)?;
         match serde_json::from_slice(&line).map_err(|e| lost(e.into()))? {
             Answer::Failed(failure) => return Err(failure),
+            Answer::GoesOn => {
+                stream.set_read_timeout(None).map_err(lost)?;
+                hear(Answer::GoesOn)?;
+            }
             more @ (Answer::Progress { .. } | Answer::Retrying(_)) => hear(more)?,
             last => return Ok(last),
         }

@@ -41,6 +41,8 @@ mod fs_aware;
 mod full;
 #[path = "it/gc.rs"]
 mod gc;
+#[path = "it/held.rs"]
+mod held;
 #[path = "it/history.rs"]
 mod history;
 #[path = "it/hostile.rs"]

@@ -14,6 +14,7 @@ use super::{Context, open_store, surroundings};
 use crate::args::Snapshot;
 use crate::control::{self, Answer, Request, Sealing};
 use crate::failure::{Failure, Kind};
+use crate::pause::Pause;
 use crate::report::{Taken, Unit, advance, bytes, duration};
 
 /// A session that is locked, with no server that answers, is being opened or closed: for so long.
@@ -24,10 +25,14 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) fn run(context: &Context, args: &Snapshot) -> Result<(), Failure> {
     let dir = RealDir::open(&args.session).map_err(|e| Failure::file(&args.session, &e))?;
     let dir = Arc::new(dir);
+    let mut held = Held::begin(args)?;
     let bar = context.report.progress("sealing", Unit::Blocks);
-    let answer = ask_or_do(context, args, &dir, &bar);
+    let answer = ask_or_do(context, args, &dir, &mut held, &bar);
     bar.finish_and_clear();
-    match answer.map_err(|f| f.about(args.session.display()))? {
+    // Where it was not taken the guest goes on now.
+    held.go_on();
+    let Held { failed, .. } = held;
+    let done = match answer.map_err(|f| f.about(args.session.display()))? {
         Answer::Done(taken) => context.report.result(&taken, || describe(&taken)),
         Answer::Cancelled => {
             let name = &args.name;
@@ -38,6 +43,32 @@ pub(super) fn run(context: &Context, args: &Snapshot) -> Result<(), Failure> {
                 })
         }
         _ => Err(Failure::failed("the server answered something else")),
+    };
+    done.and(failed.map_or(Ok(()), Err))
+}
+
+/// A guest that is held until the snapshot is taken, if one is.
+struct Held {
+    pause: Option<Pause>,
+    /// How letting it go failed: told when the snapshot is stored.
+    failed: Option<Failure>,
+}
+
+impl Held {
+    fn begin(args: &Snapshot) -> Result<Self, Failure> {
+        let (before, after) = (args.before.as_deref(), args.after.as_deref());
+        let is_wanted = before.is_some() || after.is_some();
+        let pause = is_wanted.then(|| Pause::begin(before, after));
+        Ok(Self {
+            pause: pause.transpose()?,
+            failed: None,
+        })
+    }
+
+    fn go_on(&mut self) {
+        if let Some(Err(failure)) = self.pause.take().map(Pause::end) {
+            self.failed = Some(failure);
+        }
     }
 }
 
@@ -46,6 +77,7 @@ fn ask_or_do(
     context: &Context,
     args: &Snapshot,
     dir: &Arc<RealDir>,
+    held: &mut Held,
     bar: &ProgressBar,
 ) -> Result<Answer, Failure> {
     let name = args.name.to_string();
@@ -56,9 +88,11 @@ fn ask_or_do(
             replace: args.replace,
             dedup: !args.no_dedup,
             fs_aware: args.fs_aware,
+            held: held.pause.is_some(),
         },
     };
-    let give_up = Instant::now() + PATIENCE;
+    let held_for = held.pause.is_some().then_some(args.pause_timeout);
+    let give_up = Instant::now() + held_for.unwrap_or(PATIENCE);
     loop {
         let mut patience = Patience {
             context,
@@ -66,10 +100,18 @@ fn ask_or_do(
             bar,
             failed_first: None,
         };
-        if let Some(answer) = control::ask(dir, &request, &mut |a| patience.hear(a)) {
+        let mut hear = |answer| match answer {
+            Answer::GoesOn => {
+                held.go_on();
+                Ok(())
+            }
+            other => patience.hear(other),
+        };
+        let left = held_for.map(|_| give_up.saturating_duration_since(Instant::now()));
+        if let Some(answer) = control::ask(dir, &request, left, &mut hear) {
             return answer;
         }
-        match at_rest(context, args, dir, bar) {
+        match at_rest(context, args, dir, held, bar) {
             Err(SessionOr::InUse) if Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -159,6 +201,7 @@ fn at_rest(
     context: &Context,
     args: &Snapshot,
     dir: &Arc<RealDir>,
+    held: &mut Held,
     bar: &ProgressBar,
 ) -> Result<Answer, SessionOr> {
     let manifest = Manifest::read(&**dir)?.ok_or(SessionError::NotASession)?;
@@ -181,7 +224,9 @@ fn at_rest(
         control::cancelled(&seal, outcome.unwrap_or(Err(SessionError::InUse)))?;
         return Ok(Answer::Cancelled);
     }
-    Ok(Answer::Done(take_at_rest(&session, &store, args, bar)?))
+    Ok(Answer::Done(take_at_rest(
+        &session, &store, args, held, bar,
+    )?))
 }
 
 /// There is no server that would try again: what fails, fails.
@@ -189,6 +234,7 @@ fn take_at_rest(
     session: &Arc<Session>,
     store: &Arc<Store>,
     args: &Snapshot,
+    held: &mut Held,
     bar: &ProgressBar,
 ) -> Result<Taken, Failure> {
     let _workers = Workers::start(session, |_| {}).map_err(|e| Failure::failed(e.to_string()))?;
@@ -212,6 +258,7 @@ fn take_at_rest(
     };
     let over = session.newest();
     let seal = session.freeze(&args.name, &options)?;
+    held.go_on();
     let taken = |header: &Header| {
         let taken = Taken::new(store, header, &over, &seal, begun.elapsed());
         taken.fs_aware(args.fs_aware, &seal)
