@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 1. list the objects             2. read the roots, under their lock
-//! 3. mark: walk the map of each header that is a root; each node once
+//! 3. mark: walk the map of each header that is a root; each node once; then the bases of the layers
 //! 4. sweep: what was listed in 1 and not marked in 3
 //! ```
 //!
@@ -12,6 +12,8 @@
 //! - A root that cannot be walked wholly ends the collection before anything is removed: what it
 //!   needs is not known.
 //! - A header object is kept for any node in it that a root reaches, a layer for any block.
+//! - A layer that a map reaches keeps those that its deltas are made against, one level deep: those are read for frames that stand alone, so that nobody wants
+//!   the bases of theirs. Where a layer that is needed cannot tell its bases, no layer is removed, and that is said.
 //!
 //! A collection that is killed has removed a part of the garbage. Two at once do no harm: both
 //! keep what is needed, and each ignores what the other was faster to remove. What one of them read as
@@ -32,7 +34,8 @@ use crate::header::{Header, Node, Slot};
 use crate::ids::{HeaderId, LayerId, canonical};
 use crate::roots::lease::Protected;
 use crate::roots::{Collecting, Lease, RootLock, SessionRecord};
-use crate::store::Store;
+use crate::store::{Store, layer_name};
+use crate::verify::damage;
 
 /// With roots that change under its hands each time.
 const ATTEMPTS: usize = 10;
@@ -46,6 +49,8 @@ pub struct Collected {
     pub kept_layers: u64,
     /// Objects that are needed.
     pub kept_headers: u64,
+    /// What is wrong with layers that are needed, and cannot tell which others they need: no layer was removed.
+    pub damaged: Vec<String>,
 }
 
 impl Collected {
@@ -77,7 +82,10 @@ pub fn collect(
         (Kind::Pending, list(dirs.tmp, "tmp")?),
     ];
     let (roots, marked) = mark_all(store, &mut || read_roots(store, dry_run), progress)?;
-    let mut collected = Collected::default();
+    let mut collected = Collected {
+        damaged: marked.damaged.clone(),
+        ..Collected::default()
+    };
     for (kind, names) in listed {
         let (dir, label) = match kind {
             Kind::Layer => (dirs.layers, "layers"),
@@ -202,6 +210,13 @@ struct Marked {
     headers: HashSet<HeaderId>,
     layers: HashSet<LayerId>,
     nodes: HashSet<Hash>,
+    /// Layers whose bases are known, and all of those.
+    asked: HashSet<LayerId>,
+    bases: HashSet<LayerId>,
+    /// What is wrong with layers that cannot tell their bases.
+    damaged: Vec<String>,
+    /// A layer that a map leads to, and that is not there.
+    gone: Option<LayerId>,
 }
 
 /// Reads the roots, and marks what they reach.
@@ -212,17 +227,24 @@ fn mark_all(
 ) -> Result<(Roots, Marked), StoreError> {
     let mut roots = read()?;
     for _ in 1..ATTEMPTS {
-        let damage = match mark(store, &roots, progress) {
-            Err(error @ StoreError::Corrupt { .. }) => error,
-            other => return Ok((roots, other?)),
+        let marked = match mark(store, &roots, progress) {
+            Err(error @ StoreError::Corrupt { .. }) => Err(error),
+            other => Ok(other?),
         };
+        if marked.as_ref().is_ok_and(|marked| marked.gone.is_none()) {
+            return marked.map(|marked| (roots, marked));
+        }
         let now = read()?;
         if now == roots {
-            return Err(damage);
+            return marked.map(|marked| (roots, marked));
         }
         roots = now;
     }
-    let marked = mark(store, &roots, progress)?;
+    let mut marked = mark(store, &roots, progress)?;
+    if let Some(id) = marked.gone {
+        let why = "it was removed while it was needed";
+        marked.damaged.push(format!("{}: {why}", layer_name(id)));
+    }
     Ok((roots, marked))
 }
 
@@ -237,6 +259,7 @@ fn mark(
         marked.walk(&*store.open_header(*id)?)?;
         progress(done, total);
     }
+    marked.gone = marked.bases(store)?;
     for what in &roots.leased {
         match what {
             Protected::Layer(id) => drop(marked.layers.insert(*id)),
@@ -250,6 +273,8 @@ fn mark(
             }
         }
     }
+    // A leased layer may not be there yet.
+    marked.bases(store)?;
     Ok(marked)
 }
 
@@ -281,11 +306,31 @@ impl Marked {
         Ok(())
     }
 
+    /// What the layers that are reached are made against; and one that is not there. That has none: whoever brings it back brings them along. But if another
+    /// collection was faster to remove it, what is made over the same bases may be younger than our roots.
+    fn bases(&mut self, store: &Store) -> Result<Option<LayerId>, StoreError> {
+        let reached: Vec<LayerId> = self.layers.difference(&self.asked).copied().collect();
+        let mut gone = None;
+        for id in reached {
+            self.asked.insert(id);
+            match store.bases_of(id).map_err(damage) {
+                Ok(None) => gone = Some(id),
+                Ok(Some(bases)) => self.bases.extend(bases),
+                Err(Ok(damage)) => self.damaged.push(damage.to_string()),
+                Err(Err(other)) => return Err(other),
+            }
+        }
+        Ok(gone)
+    }
+
     fn needs(&self, kind: Kind, name: &str, roots: &Roots) -> bool {
         let id = canonical(name);
         match kind {
             // A name that is none of ours is left alone.
-            Kind::Layer => id.is_none_or(|id| self.layers.contains(&LayerId(id))),
+            Kind::Layer if !self.damaged.is_empty() => true,
+            Kind::Layer => id
+                .map(LayerId)
+                .is_none_or(|id| self.layers.contains(&id) || self.bases.contains(&id)),
             Kind::Header => id.is_none_or(|id| self.headers.contains(&HeaderId(id))),
             Kind::Pending => Lease::of_pending(name).is_some_and(|id| roots.alive.contains(&id)),
         }

@@ -23,6 +23,12 @@ pub(crate) const LAYER_FRAMES_MAX: u64 = 1 << 24;
 /// Blocks in one layer, whatever their size.
 pub const LAYER_BLOCKS_MAX: u64 = LAYER_FRAMES_MAX * (FRAME_BYTES / BlockSize::MIN_BYTES) as u64;
 
+/// Layers that the delta frames of one layer are made over.
+pub(crate) const LAYER_BASES_MAX: u32 = 256;
+
+/// Blocks in the delta frames of one layer: 16 GiB of pages, and 32 MiB of memory while it is open.
+pub(crate) const LAYER_DELTA_BLOCKS_MAX: u64 = 1 << 22;
+
 /// Blocks that one leaf of the map covers.
 pub const LEAF_BLOCKS: u64 = 256;
 

@@ -20,6 +20,7 @@
 //!
 //! Left out: which objects are still needed (`gc.rs`).
 
+mod frames;
 mod open;
 mod removed;
 mod resolve;
@@ -176,37 +177,6 @@ impl Store {
         file.map_err(ObjectError::from)
             .and_then(|file| Layer::open(file, id))
             .map_err(|e| e.of(layer_name(id)))
-    }
-
-    /// One decoded frame, through the cache. Two callers that miss the same frame read it once.
-    pub(crate) fn frame(
-        &self,
-        id: LayerId,
-        frame: u64,
-        block_size: BlockSize,
-    ) -> Result<Arc<[u8]>, StoreError> {
-        let mut key = (id, frame);
-        if planted(Bug::StaleFrame) {
-            let (name, layers) = (id.to_string(), self.layers.list().unwrap_or_default());
-            let place = layers.iter().filter(|layer| **layer < name).count();
-            key.0 = LayerId(Uuid::from_u128(place as u128));
-        }
-        let read = self.frames.get_or_insert_with(&key, || {
-            let layer = self.open_layer(id)?;
-            if layer.block_size() != block_size {
-                let why = "its blocks are not of the image's size";
-                return Err(ObjectError::damaged("the footer", why).of(layer_name(id)));
-            }
-            self.reads.frames.one();
-            layer.read_frame(frame).map_err(|e| e.of(layer_name(id)))
-        });
-        // A repair puts another file in its place: the next read looks again.
-        read.inspect_err(|_| drop(self.open_layers.remove(&id)))
-    }
-
-    /// The same, if it is in the cache.
-    pub(crate) fn frame_at_hand(&self, id: LayerId, frame: u64) -> Option<Arc<[u8]>> {
-        self.frames.get(&(id, frame))
     }
 
     /// From now on damage that reads of images come by is said to `say`, once for each object and place.

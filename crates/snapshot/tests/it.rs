@@ -9,6 +9,10 @@ mod compact_session;
 mod copies;
 #[path = "it/damage.rs"]
 mod damage;
+#[path = "it/deltas.rs"]
+mod deltas;
+#[path = "it/deltas_hostile.rs"]
+mod deltas_hostile;
 #[path = "it/diff.rs"]
 mod diff;
 #[path = "it/faults.rs"]

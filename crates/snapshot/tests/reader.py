@@ -2,7 +2,8 @@
 """Reads an image from a cowslip store: reader.py STORE NAME[:disk|:memory|:state] OUT.raw
 
 Written from docs/format.md alone, to see that the page is enough. Standard library only; zstd comes
-from libzstd or the zstd command. BLAKE3 is checked if there is a module for it. Exit code 77: no zstd.
+from libzstd or the zstd command; deltas want libzstd, as the command cannot be given a prefix from memory.
+BLAKE3 is checked if there is a module for it. Exit code 77: no zstd that can.
 """
 import ctypes, ctypes.util, os, shutil, struct, subprocess, sys, uuid
 
@@ -33,15 +34,25 @@ def find_zstd():
     name = ctypes.util.find_library("zstd") or "libzstd.so.1"
     try:
         library = ctypes.CDLL(name)
-        library.ZSTD_decompress.restype = ctypes.c_size_t
+        library.ZSTD_createDCtx.restype = ctypes.c_void_p
+        library.ZSTD_decompressDCtx.restype = library.ZSTD_DCtx_refPrefix.restype = ctypes.c_size_t
     except OSError:
         if not shutil.which("zstd"):
             sys.exit(77)
-        return lambda data, size: subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
 
-    def decompress(data, size):
+        def by_command(data, size, prefix):
+            if prefix is not None:
+                sys.exit(77)
+            return subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
+        return by_command
+    context = ctypes.c_void_p(library.ZSTD_createDCtx())
+
+    def decompress(data, size, prefix):
+        if prefix is not None:
+            assert library.ZSTD_DCtx_refPrefix(context, prefix, ctypes.c_size_t(len(prefix))) == 0
         out = ctypes.create_string_buffer(size)
-        got = library.ZSTD_decompress(out, ctypes.c_size_t(size), data, ctypes.c_size_t(len(data)))
+        length = ctypes.c_size_t(len(data))
+        got = library.ZSTD_decompressDCtx(context, out, ctypes.c_size_t(size), data, length)
         assert got == size, "zstd"
         return out.raw
     return decompress
@@ -93,31 +104,73 @@ class Layer:
         self.data = read(store, "layers", str(name))
         footer = self.data[-64:]
         fields = struct.unpack("<16sQIIQIIII8s", footer)
-        ident, self.blocks, self.block_size, self.per_frame, index_at, index_crc, zero, version, crc, magic = fields
-        assert magic == b"cowslipL" and version == 1 and crc == crc32c(footer[:52])
-        assert ident == name.bytes and zero == 0
-        index = self.data[index_at:-64]
-        assert crc32c(index) == index_crc
+        ident, self.blocks, self.block_size, self.per_frame, index_at, index_crc, bases, version, crc, magic = fields
+        assert magic == b"cowslipL" and version == (2 if bases else 1) and crc == crc32c(footer[:52])
+        assert ident == name.bytes and bases <= 256
+        tables = Bytes(self.data[index_at:-64])
+        assert crc32c(tables.data) == index_crc
+        index = tables.take(8 * -(-self.blocks // self.per_frame))
+        self.store = store
         self.frames, at = [], 0
         for word, crc in struct.iter_unpack("<II", index):
             self.frames.append((at, word & 0xFFFFFF, word >> 24, crc))
             at += word & 0xFFFFFF
         assert at == index_at
         self.decoded = {}
+        self.over = self.bases(tables, [uuid.UUID(bytes=tables.take(16)) for _ in range(bases)])
+        assert tables.at == len(tables.data), "bytes too many"
+
+    def frame_blocks(self, n):
+        return min(self.per_frame, self.blocks - n * self.per_frame)
+
+    def bases(self, table, layers):
+        """For each delta frame, where the base of each block is."""
+        over, expected = {}, [0] * len(layers)
+        for n, (_, _, kind, _) in enumerate(self.frames):
+            if kind != 2:
+                continue
+            over[n] = []
+            for _ in range(self.frame_blocks(n)):
+                number = table.varint()
+                if number == 0:
+                    over[n].append(None)
+                    continue
+                block = table.delta(expected[number - 1])
+                expected[number - 1] = block + 1
+                over[n].append((layers[number - 1], block))
+        return over
+
+    def prefix(self, n):
+        out = b""
+        for base in self.over[n]:
+            if base is None:
+                out += bytes(self.block_size)
+                continue
+            layer = layer_of(self.store, base[0])
+            assert layer.block_size == self.block_size and layer.frames[base[1] // self.per_frame][2] != 2
+            out += layer.block(base[1])
+        return out
 
     def frame(self, n):
         if n not in self.decoded:
             at, length, kind, crc = self.frames[n]
             stored = self.data[at:at + length]
-            size = min(self.per_frame, self.blocks - n * self.per_frame) * self.block_size
+            size = self.frame_blocks(n) * self.block_size
             assert crc32c(stored) == crc
-            self.decoded[n] = stored if kind == 0 else ZSTD(stored, size)
+            self.decoded[n] = stored if kind == 0 else ZSTD(stored, size, self.prefix(n) if kind == 2 else None)
             assert len(self.decoded[n]) == size
         return self.decoded[n]
 
     def block(self, n):
         at = n % self.per_frame * self.block_size
         return self.frame(n // self.per_frame)[at:at + self.block_size]
+
+
+LAYERS = {}
+
+
+def layer_of(store, name):
+    return LAYERS.get(name) or LAYERS.setdefault(name, Layer(store, name))
 
 
 def leaf(data):
@@ -202,13 +255,13 @@ def main(store, image, out):
     assert crc32c(meta) == meta_crc and meta[:16] == ident
     size, block_size = struct.unpack_from("<QI", meta, 64)
     kind, target, at, length, digest = struct.unpack_from("<B16sQI16s", meta, 108)
-    blocks, level, layers = -(-size // block_size), 0, {}
+    blocks, level = -(-size // block_size), 0
     while 256 * 32**level < blocks:
         level += 1
     with open(out, "wb") as raw:
         for first, count, ident, where in walk(store, (kind, uuid.UUID(bytes=target), at, length, digest), level, 0):
             assert first + count <= blocks, "mapped past the end"
-            layer = layers.get(ident) or layers.setdefault(ident, Layer(store, ident))
+            layer = layer_of(store, ident)
             assert layer.block_size == block_size
             for i in range(count):
                 raw.seek((first + i) * block_size)

@@ -1,12 +1,14 @@
 //! Copying: the blocks of some layers that images need, into new layers, in the order in which the
 //! images have them.
+//!
+//! A delta stays one where the layer that it is made against stays, and is stored whole where that is left as well. Deltas and blocks that stand alone go into layers
+//! apart, so that frames do.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use cowslip_block::{BlockCount, BlockRange, BlockSize};
 
-use super::survey::damage;
 use crate::codec::Hash;
 use crate::error::{ObjectError, StoreError};
 use crate::header::{Header, Moves, Node, Slot, Target};
@@ -15,6 +17,7 @@ use crate::layer::{LayerSummary, LayerWriter, blocks_per_frame};
 use crate::limits::span;
 use crate::roots::Lease;
 use crate::store::{Store, layer_name};
+use crate::verify::damage;
 
 /// The payload of one new layer at most: one that is partly used later is not too much to copy.
 const LAYER_PAYLOAD_BYTES: u64 = 1 << 30;
@@ -38,7 +41,8 @@ pub(super) struct Copier<'a> {
     store: &'a Store,
     lease: &'a Lease,
     moves: Moves,
-    writers: HashMap<BlockSize, LayerWriter>,
+    /// Those of deltas apart.
+    writers: HashMap<(BlockSize, bool), LayerWriter>,
     finished: Vec<LayerSummary>,
     /// Nodes whose blocks have been copied.
     seen: HashSet<(Hash, u8)>,
@@ -132,10 +136,7 @@ impl<'a> Copier<'a> {
             let (n, skip) = (at / per_frame, at % per_frame);
             let here = (per_frame - skip).min(end - at);
             let frame = self.store.frame(layer, n, size);
-            let frame = frame.map_err(|e| match damage(e) {
-                Ok(damage) => CopyError::Damaged(layer, damage),
-                Err(other) => CopyError::Store(other),
-            })?;
+            let frame = frame.map_err(|e| failed(layer, e))?;
             let bytes = |blocks| usize::try_from(size.bytes_in(BlockCount(blocks))).ok();
             let payload = bytes(skip)
                 .zip(bytes(skip + here))
@@ -155,30 +156,66 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
+    /// Blocks of one frame.
     fn append(
         &mut self,
         (layer, at, count): (LayerId, u64, u64),
         payload: &[u8],
         size: BlockSize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), CopyError> {
+        let n = at / blocks_per_frame(size);
+        let opened = self.store.open_layer(layer);
+        let opened = opened.map_err(|e| failed(layer, e))?;
+        if opened.frame_bases(n).is_none() {
+            let writer = self.writer(size, false, count)?;
+            let (id, to) = (writer.id(), writer.push(payload)?);
+            self.moves
+                .add(layer, at, count, Target::Layer { id, at: to });
+            return Ok(());
+        }
+        for (at, block) in (at..).zip(payload.chunks(size.bytes_usize())) {
+            let base = self.store.base_of(layer, at, size);
+            let base = base.map_err(|e| failed(layer, e))?;
+            let base = base.filter(|base| !self.moves.leaves(base.layer()));
+            let writer = self.writer(size, base.is_some(), 1)?;
+            let to = match &base {
+                Some(base) => writer.push_over(block, base)?,
+                None => writer.push(block)?,
+            };
+            let id = writer.id();
+            self.moves.add(layer, at, 1, Target::Layer { id, at: to });
+        }
+        Ok(())
+    }
+
+    /// One that has room for so many blocks.
+    fn writer(
+        &mut self,
+        size: BlockSize,
+        deltas: bool,
+        count: u64,
+    ) -> Result<&mut LayerWriter, StoreError> {
         let full = LAYER_PAYLOAD_BYTES / u64::from(size.bytes());
-        if let Some(writer) = self.writers.remove(&size) {
+        let key = (size, deltas);
+        if let Some(writer) = self.writers.remove(&key) {
             if writer.blocks().0 + count > full {
                 self.finished.push(writer.finish()?);
             } else {
-                self.writers.insert(size, writer);
+                self.writers.insert(key, writer);
             }
         }
-        if !self.writers.contains_key(&size) {
+        if !self.writers.contains_key(&key) {
             let writer = self.store.layer_writer(self.lease, size)?;
-            self.writers.insert(size, writer);
+            self.writers.insert(key, writer);
         }
-        let writer = self.writers.get_mut(&size).expect("made above");
-        let to = Target::Layer {
-            id: writer.id(),
-            at: writer.push(payload)?,
-        };
-        self.moves.add(layer, at, count, to);
-        Ok(())
+        Ok(self.writers.get_mut(&key).expect("made above"))
+    }
+}
+
+/// Reading a layer failed: is that damaged?
+fn failed(layer: LayerId, error: StoreError) -> CopyError {
+    match damage(error) {
+        Ok(damage) => CopyError::Damaged(layer, damage),
+        Err(other) => CopyError::Store(other),
     }
 }

@@ -3,8 +3,9 @@
 //! 1. *Garbage*: bytes of layers and headers that no image needs, in objects that some image needs. Where
 //!    they are more than a share of what is needed, the emptiest objects are left first, until they are
 //!    not: that frees the most for what is copied. Of those, what the last ones made unnecessary stays.
+//!    A layer that deltas of others are made against is left only where more of it is garbage than not, and those others with it: their deltas come to be stored whole.
 //! 2. *Scatter*: an image that depends on more layers than it should leaves its smallest ones, until
-//!    few are left: those are read in the smallest pieces, and cost least to copy.
+//!    few are left: those are read in the smallest pieces, and cost least to copy. Layers that deltas of others are made against stay.
 
 use std::collections::HashSet;
 
@@ -96,6 +97,8 @@ pub(super) struct Choice<'a> {
     step_bytes: u64,
     /// Layers that may be left, by number.
     candidates: RoaringBitmap,
+    /// Those with deltas.
+    deltas: RoaringBitmap,
     layers: RoaringBitmap,
     plan: Plan,
     is_full: bool,
@@ -111,7 +114,7 @@ impl<'a> Choice<'a> {
         step_bytes: u64,
     ) -> Self {
         let is_open = |n: &u32| !done.has_layer(survey.layers[*n as usize].0);
-        let candidates = layers.into_iter().filter(is_open).collect();
+        let candidates = with_dependents(survey, layers.into_iter().filter(is_open).collect());
         let is_open = |n: &u32| !done.has_header(survey.headers[*n as usize].0);
         let headers = headers.into_iter().filter(is_open).collect();
         let mut choice = Self {
@@ -119,6 +122,7 @@ impl<'a> Choice<'a> {
             policy,
             step_bytes,
             candidates,
+            deltas: survey.dependents.values().flatten().collect(),
             layers: RoaringBitmap::new(),
             plan: Plan::default(),
             is_full: false,
@@ -131,11 +135,18 @@ impl<'a> Choice<'a> {
         self.plan
     }
 
+    /// With all whose deltas are made against it, and against them.
     fn layer(&mut self, n: u32) {
-        let (id, reach) = self.survey.layers[n as usize];
-        self.layers.insert(n);
-        self.plan.layers.insert(id);
-        self.plan.copy_bytes += reach.live_bytes;
+        let mut todo = vec![n];
+        while let Some(n) = todo.pop() {
+            if !self.layers.insert(n) {
+                continue;
+            }
+            let (id, reach) = self.survey.layers[n as usize];
+            self.plan.layers.insert(id);
+            self.plan.copy_bytes += reach.live_bytes;
+            todo.extend(self.survey.dependents.get(&n).into_iter().flatten());
+        }
         self.is_full = self.plan.copy_bytes >= self.step_bytes;
     }
 
@@ -199,6 +210,18 @@ impl<'a> Choice<'a> {
             return;
         }
         let rest = (uses & &self.candidates) - &self.layers;
+        let bases = &self.survey.dependents;
+        let rest: RoaringBitmap = rest
+            .into_iter()
+            .filter(|n| !bases.contains_key(n))
+            .collect();
+        // Deltas come into a layer of their own: as many layers as before are no gain.
+        let left = &rest | &(uses & &self.layers);
+        let deltas = left.intersection_len(&self.deltas);
+        let after = u64::from(deltas > 0) + u64::from(deltas < left.len());
+        if !bases.is_empty() && left.len() <= after {
+            return;
+        }
         let mut smallest: Vec<u32> = rest.into_iter().collect();
         smallest.sort_by_key(|n| self.survey.layers[*n as usize].1.live_bytes);
         for n in smallest {
@@ -208,6 +231,25 @@ impl<'a> Choice<'a> {
             stay -= 1;
             self.layer(n);
         }
+    }
+}
+
+/// Of these layers those that may be left: with each that others' deltas are made against, those others may be, and there is more garbage in it
+/// than not.
+fn with_dependents(survey: &Survey, mut layers: RoaringBitmap) -> RoaringBitmap {
+    loop {
+        let stays = |n: &u32| {
+            let reach = survey.layers[*n as usize].1;
+            let dependents = survey.dependents.get(n);
+            dependents.is_some_and(|dependents| {
+                reach.garbage_bytes() <= reach.live_bytes || !dependents.is_subset(&layers)
+            })
+        };
+        let stay: RoaringBitmap = layers.iter().filter(stays).collect();
+        if stay.is_empty() {
+            return layers;
+        }
+        layers -= stay;
     }
 }
 

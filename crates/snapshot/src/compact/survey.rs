@@ -13,7 +13,7 @@ use crate::ids::{HeaderId, LayerId};
 use crate::layer::Layer;
 use crate::limits::span;
 use crate::store::{Store, layer_name};
-use crate::verify::is_bad_disk;
+use crate::verify::damage;
 
 /// What is reached of one object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) struct Survey {
     pub(super) headers: Vec<(HeaderId, Reach)>,
     pub(super) layer_numbers: BTreeMap<LayerId, u32>,
     pub(super) header_numbers: BTreeMap<HeaderId, u32>,
+    /// Of layers that others' deltas are made against: those others.
+    pub(super) dependents: BTreeMap<u32, RoaringBitmap>,
     /// Layers that cannot be looked at, and why: they count as if they took no room.
     pub(super) damaged: BTreeMap<u32, StoreError>,
 }
@@ -61,7 +63,10 @@ impl Survey {
             }
         }
         let named: HashSet<HeaderId> = images.iter().map(|header| header.id()).collect();
-        let mut survey = Self::default();
+        let mut survey = Self {
+            dependents: walk.bases(store)?,
+            ..Self::default()
+        };
         for (number, (id, blocks)) in (0..).zip(&walk.layers.found) {
             let reach = store
                 .open_layer(*id)
@@ -105,15 +110,6 @@ impl Survey {
             object_bytes: sum.object_bytes + one.object_bytes,
             live_bytes: sum.live_bytes + one.live_bytes,
         })
-    }
-}
-
-/// The error, if it says that what is read is damaged: other things are not.
-pub(super) fn damage(error: StoreError) -> Result<StoreError, StoreError> {
-    match &error {
-        StoreError::Corrupt { .. } | StoreError::Version { .. } => Ok(error),
-        StoreError::Io { source, .. } if is_bad_disk(source) => Ok(error),
-        _ => Err(error),
     }
 }
 
@@ -209,6 +205,38 @@ impl Walk {
                 .iter()
                 .try_for_each(|slot| self.slot(header, slot, level - 1)),
         }
+    }
+
+    /// What the deltas that are reached are made against is needed as well: a base as such needs nothing more. Says which layers each of those is for.
+    fn bases(&mut self, store: &Store) -> Result<BTreeMap<u32, RoaringBitmap>, StoreError> {
+        let mut dependents: BTreeMap<u32, RoaringBitmap> = BTreeMap::new();
+        let reached = self.layers.found.clone();
+        for (number, (id, blocks)) in (0..).zip(reached) {
+            let layer = match store.open_layer(id).map_err(damage) {
+                Ok(layer) => layer,
+                // It is said with all that are damaged.
+                Err(Ok(_)) => continue,
+                Err(Err(other)) => return Err(other),
+            };
+            for base in layer.bases() {
+                let base = self.layers.number(*base);
+                dependents.entry(base).or_default().insert(number);
+            }
+            let per_frame = u64::from(layer.blocks_per_frame());
+            let is_reached = |n: &u64| {
+                let (from, to) = (
+                    u32::try_from(n * per_frame),
+                    u32::try_from((n + 1) * per_frame),
+                );
+                from.is_ok_and(|from| blocks.range_cardinality(from..to.unwrap_or(u32::MAX)) > 0)
+            };
+            for n in layer.deltas().filter(is_reached) {
+                for (base, block) in layer.frame_bases(n).into_iter().flatten().flatten() {
+                    self.run(base, block, 1)?;
+                }
+            }
+        }
+        Ok(dependents)
     }
 
     fn run(&mut self, layer: LayerId, at: u64, count: u64) -> Result<(), StoreError> {

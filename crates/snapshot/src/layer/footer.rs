@@ -1,5 +1,7 @@
 //! The last 64 bytes of a layer object.
 //!
+//! Version 2 is that of layers with delta frames; all others are written as ever.
+//!
 //! Version, checksum and magic come last, so that a later version may make the rest longer and
 //! still be told apart from damage.
 
@@ -8,11 +10,13 @@ use cowslip_block::{BlockCount, BlockSize};
 use crate::codec::Reader;
 use crate::error::ObjectError;
 use crate::ids::LayerId;
+use crate::layer::bases::ENTRY_BYTES_MAX as BASE_BYTES_MAX;
 use crate::layer::index::ENTRY_BYTES;
-use crate::limits::{FRAME_BYTES, LAYER_FRAMES_MAX};
+use crate::limits::{FRAME_BYTES, LAYER_BASES_MAX, LAYER_DELTA_BLOCKS_MAX, LAYER_FRAMES_MAX};
 
 const MAGIC: [u8; 8] = *b"cowslipL";
-const VERSION: u32 = 1;
+/// Without bases, and with.
+const VERSIONS: [u32; 2] = [1, 2];
 pub(super) const FOOTER_BYTES: usize = 64;
 /// Where the tail of every version begins: version, checksum, magic.
 const TAIL_AT: usize = FOOTER_BYTES - 16;
@@ -24,6 +28,8 @@ pub(super) struct Footer {
     pub(super) block_size: BlockSize,
     pub(super) index_at: u64,
     pub(super) index_crc: u32,
+    /// Layers that delta frames are made over.
+    pub(super) bases: u32,
 }
 
 /// How many blocks of a size go into one frame.
@@ -58,8 +64,8 @@ impl Footer {
         out.extend(self.blocks_per_frame().to_le_bytes());
         out.extend(self.index_at.to_le_bytes());
         out.extend(self.index_crc.to_le_bytes());
-        out.extend([0; 4]);
-        out.extend(VERSION.to_le_bytes());
+        out.extend(self.bases.to_le_bytes());
+        out.extend(VERSIONS[usize::from(self.bases > 0)].to_le_bytes());
         out.extend(crc32c::crc32c(&out).to_le_bytes());
         out.extend(MAGIC);
         out.try_into().expect("the fields above are 64 bytes")
@@ -76,8 +82,8 @@ impl Footer {
         if magic != MAGIC {
             return Err(tail.refuse("it does not end as a layer does"));
         }
-        if version != VERSION {
-            let (found, known) = (version, VERSION);
+        if !VERSIONS.contains(&version) {
+            let (found, known) = (version, VERSIONS[1]);
             return Err(ObjectError::Version { found, known });
         }
         if crc != crc32c::crc32c(&bytes[..TAIL_AT + 4]) {
@@ -85,8 +91,18 @@ impl Footer {
         }
         let mut fields = Reader::new(&bytes[..TAIL_AT], at);
         let footer = Self::fields(&mut fields)?;
-        let index_bytes = footer.frames() * ENTRY_BYTES as u64;
-        if footer.index_at.checked_add(index_bytes) != Some(at) {
+        let known = match version == VERSIONS[0] {
+            true => footer.bases == 0,
+            false => (1..=LAYER_BASES_MAX).contains(&footer.bases),
+        };
+        if !known {
+            let why = format!("{} base layers in version {version}", footer.bases);
+            return Err(fields.refuse(why));
+        }
+        // Index and table of bases; how long that is, it says itself.
+        let (least, most) = footer.tables_bytes();
+        let tables = at.checked_sub(footer.index_at);
+        if !tables.is_some_and(|bytes| (least..=most).contains(&bytes)) {
             return Err(fields.refuse("the index does not lie between frames and footer"));
         }
         Ok(footer)
@@ -110,14 +126,22 @@ impl Footer {
             block_size,
             index_at: fields.u64()?,
             index_crc: fields.u32()?,
+            bases: fields.u32()?,
         };
         if footer.frames() == 0 || footer.frames() > LAYER_FRAMES_MAX {
             return Err(fields.refuse(format!("{} frames in one layer", footer.frames())));
         }
-        if fields.u32()? != 0 {
-            return Err(fields.refuse("reserved bytes are set"));
-        }
         Ok(footer)
+    }
+
+    /// The least and the most that index and table of bases can take.
+    fn tables_bytes(&self) -> (u64, u64) {
+        let index = self.frames() * ENTRY_BYTES as u64 + u64::from(self.bases) * 16;
+        let entries = match self.bases {
+            0 => 0,
+            _ => self.blocks.0.min(LAYER_DELTA_BLOCKS_MAX) * BASE_BYTES_MAX,
+        };
+        (index, index + entries)
     }
 }
 
@@ -134,6 +158,7 @@ mod tests {
             block_size,
             index_at: 1 << 40,
             index_crc: 0,
+            bases: 0,
         };
         let object_bytes = footer.index_at + footer.frames() * 8 + FOOTER_BYTES as u64;
         let read = Footer::decode(&footer.encode(), object_bytes);
@@ -167,6 +192,7 @@ mod tests {
             block_size: BlockSize::DISK,
             index_at: 100,
             index_crc: 0,
+            bases: 0,
         };
         for bytes in [0, 1, 256, 511, 4095, 6144, 4 << 20, u32::MAX] {
             let mut crafted = good.encode();

@@ -7,6 +7,7 @@ use crate::codec::Reader;
 use crate::error::ObjectError;
 use crate::layer::footer::Footer;
 use crate::layer::frame::Kind;
+use crate::limits::LAYER_FRAMES_MAX;
 
 pub(super) const ENTRY_BYTES: usize = 8;
 const ENTRIES_PER_MARK: usize = 64;
@@ -31,16 +32,21 @@ impl Entry {
         out.extend(self.crc.to_le_bytes());
     }
 
-    fn decode(reader: &mut Reader<'_>, frame_bytes: usize) -> Result<Self, ObjectError> {
+    fn decode(
+        reader: &mut Reader<'_>,
+        frame_bytes: usize,
+        footer: &Footer,
+    ) -> Result<Self, ObjectError> {
         let word = reader.u32()?;
         let (code, len) = (word.to_le_bytes()[3], word & 0x00ff_ffff);
-        let Some(kind) = Kind::of(code) else {
+        let known = |kind: &Kind| *kind != Kind::Delta || footer.bases > 0;
+        let Some(kind) = Kind::of(code).filter(known) else {
             return Err(reader.refuse(format!("a frame is of the unknown kind {code}")));
         };
         let stored = len as usize;
         let fits = match kind {
             Kind::Raw => stored == frame_bytes,
-            Kind::Zstd => stored > 0 && stored < frame_bytes,
+            Kind::Zstd | Kind::Delta => stored > 0 && stored < frame_bytes,
         };
         if !fits {
             let why = format!("a {kind:?} frame of {frame_bytes} bytes is stored in {len}");
@@ -52,20 +58,18 @@ impl Entry {
 }
 
 impl Index {
-    /// Checks the index against its checksum and the footer.
-    pub(super) fn decode(bytes: &[u8], footer: &Footer) -> Result<Self, ObjectError> {
-        let mut reader = Reader::new(bytes, footer.index_at);
-        if crc32c::crc32c(bytes) != footer.index_crc {
-            return Err(reader.refuse("the index's checksum does not match"));
-        }
-        let mut entries = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
+    /// Checks the index, whose checksum matches, against the footer.
+    pub(super) fn decode(reader: &mut Reader<'_>, footer: &Footer) -> Result<Self, ObjectError> {
+        let frames = usize::try_from(footer.frames().min(LAYER_FRAMES_MAX))
+            .expect("the most frames of a layer fit in memory's index");
+        let mut entries = Vec::with_capacity(frames);
         let mut marks = Vec::with_capacity(entries.capacity() / ENTRIES_PER_MARK + 1);
         let mut position = 0u64;
         for frame in 0..footer.frames() {
             let Some(frame_bytes) = footer.frame_bytes(frame) else {
                 return Err(reader.refuse(format!("frame {frame} holds nothing")));
             };
-            let entry = Entry::decode(&mut reader, frame_bytes)?;
+            let entry = Entry::decode(reader, frame_bytes, footer)?;
             if entries.len().is_multiple_of(ENTRIES_PER_MARK) {
                 marks.push(position);
             }
@@ -76,7 +80,6 @@ impl Index {
             let why = format!("the frames end at byte {position}, the index says");
             return Err(reader.refuse(why));
         }
-        reader.finish()?;
         Ok(Self { entries, marks })
     }
 
@@ -88,6 +91,13 @@ impl Index {
         let since = &self.entries[mark * ENTRIES_PER_MARK..at];
         let skipped: u64 = since.iter().map(|e| u64::from(e.len)).sum();
         Some((self.marks[mark] + skipped, entry))
+    }
+
+    /// The frames that are deltas, in order.
+    pub(super) fn deltas(&self) -> impl Iterator<Item = u64> + '_ {
+        let numbered = (0..).zip(&self.entries);
+        let deltas = numbered.filter(|(_, entry)| entry.kind == Kind::Delta);
+        deltas.map(|(n, _)| n)
     }
 
     pub(super) fn lens(&self) -> impl Iterator<Item = u32> + '_ {

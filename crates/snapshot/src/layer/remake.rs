@@ -25,18 +25,30 @@ impl Remaker {
         })
     }
 
-    /// The stored bytes of frame `n`, if this is its payload.
-    pub(crate) fn remake(&mut self, layer: &Layer, n: u64, payload: &[u8]) -> Option<Vec<u8>> {
+    /// The stored bytes of frame `n`, if this is its payload. A delta wants its prefix as well.
+    pub(crate) fn remake(
+        &mut self,
+        layer: &Layer,
+        n: u64,
+        payload: &[u8],
+        prefix: Option<&[u8]>,
+    ) -> Option<Vec<u8>> {
         let (_, entry, len) = layer.frame(n).ok()?;
         if payload.len() != len {
             return None;
         }
-        if entry.kind == Kind::Raw {
-            return frame::check(entry, payload).ok().map(|()| payload.to_vec());
+        match entry.kind {
+            Kind::Raw => frame::check(entry, payload).ok().map(|()| payload.to_vec()),
+            Kind::Zstd => {
+                self.out.clear();
+                let made = frame::store(&mut self.zstd, payload, &mut self.out).ok()?;
+                (made == entry).then(|| self.out.clone())
+            }
+            Kind::Delta => {
+                let (made, stored) = frame::delta_again(payload, prefix?).ok()?;
+                (made == entry).then_some(stored)
+            }
         }
-        self.out.clear();
-        let made = frame::store(&mut self.zstd, payload, &mut self.out).ok()?;
-        (made == entry).then(|| self.out.clone())
     }
 }
 

@@ -1,8 +1,8 @@
 //! [`LayerWriter`]: streams blocks into a layer object.
 //!
 //! Frames are compressed in batches, on two threads where the batch has work for both. Memory:
-//! one batch and what it compresses to, whatever the layer's size; the index grows by 8 bytes a
-//! frame.
+//! one batch, its bases and what it compresses to, whatever the layer's size; the index grows by 8 bytes a
+//! frame, and the table of bases by 2 or 3 bytes a block that has one.
 
 use std::io;
 use std::sync::Arc;
@@ -12,12 +12,15 @@ use cowslip_block::files::Dir;
 use cowslip_block::planted::{Bug, planted};
 use cowslip_block::{BlockCount, BlockSize};
 use zstd::bulk::Compressor;
+use zstd::zstd_safe::CCtx;
 
 use crate::error::StoreError;
 use crate::ids::LayerId;
+use crate::layer::bases::BasesWriter;
 use crate::layer::footer::{Footer, blocks_per_frame};
-use crate::layer::frame;
+use crate::layer::frame::{self, Kind};
 use crate::layer::index::Entry;
+use crate::layer::over::{Base, Over, OverFrame};
 use crate::limits::LAYER_FRAMES_MAX;
 use crate::pending::Pending;
 
@@ -35,6 +38,10 @@ pub struct LayerSummary {
     pub blocks: BlockCount,
     /// The size of the object.
     pub stored_bytes: u64,
+    /// Those of its blocks that have bases.
+    pub delta_blocks: BlockCount,
+    /// What delta frames take, with what says of which bases.
+    pub delta_bytes: u64,
 }
 
 /// Writes one layer. Dropped before it is finished, it leaves nothing behind.
@@ -48,6 +55,11 @@ pub struct LayerWriter {
     zstd: [Compressor<'static>; 2],
     stored: [Vec<u8>; 2],
     index: Vec<u8>,
+    /// What the blocks of the batch are made over.
+    over: Over,
+    bases: BasesWriter,
+    delta_blocks: u64,
+    delta_bytes: u64,
     /// A write failed, so that index and frames may disagree: it cannot be finished.
     broken: bool,
 }
@@ -76,6 +88,10 @@ impl LayerWriter {
             zstd: [zstd()?, zstd()?],
             stored: [Vec::new(), Vec::new()],
             index: Vec::new(),
+            over: Over::default(),
+            bases: BasesWriter::default(),
+            delta_blocks: 0,
+            delta_bytes: 0,
             broken: false,
         })
     }
@@ -94,7 +110,8 @@ impl LayerWriter {
     pub(crate) fn memory_bytes(&self) -> u64 {
         let [left, right] = &self.stored;
         let buffers = [&self.batch, left, right, &self.index];
-        buffers.iter().map(|b| b.capacity() as u64).sum()
+        let buffers: u64 = buffers.iter().map(|b| b.capacity() as u64).sum();
+        buffers + self.over.memory_bytes() + self.bases.bytes()
     }
 
     /// Appends whole blocks; says at which block of the layer the first of them lies.
@@ -127,6 +144,26 @@ impl LayerWriter {
         Ok(first)
     }
 
+    /// Appends one block that may be stored as a delta against a base; says where it lies. Blocks are stored so, a frame at a time, where that pays: a
+    /// frame that has some with a base, and others, is one or the other.
+    ///
+    /// # Errors
+    /// As [`LayerWriter::push`]; `Invalid` also for more than one block, and for a base of another size.
+    pub fn push_over(&mut self, block: &[u8], base: &Base) -> Result<u64, StoreError> {
+        let unit = self.block_size.bytes_usize();
+        if block.len() != unit || base.bytes().len() != unit {
+            let why = "a delta is of one block, and against one of its size".to_owned();
+            return Err(StoreError::Invalid(why));
+        }
+        let per_frame = u64::from(blocks_per_frame(self.block_size));
+        let (layer, _) = base.place();
+        let frame = self.blocks / per_frame;
+        if layer != self.id && self.bases.offer(layer, frame, per_frame) {
+            self.over.put(self.batch.len() / unit, base);
+        }
+        self.push(block)
+    }
+
     /// Completes the object, syncs it, and puts it in its place in the store.
     ///
     /// # Errors
@@ -147,7 +184,13 @@ impl LayerWriter {
             blocks: BlockCount(self.blocks),
             block_size: self.block_size,
             index_at: self.pending.len(),
+            index_crc: 0,
+            bases: self.bases.count(),
+        };
+        self.bases.put(&mut self.index);
+        let footer = Footer {
             index_crc: crc32c::crc32c(&self.index),
+            ..footer
         };
         self.index.extend(footer.encode());
         self.pending.append(&self.index)?;
@@ -162,6 +205,8 @@ impl LayerWriter {
             id: self.id,
             blocks: footer.blocks,
             stored_bytes,
+            delta_blocks: BlockCount(self.delta_blocks),
+            delta_bytes: self.delta_bytes + self.bases.bytes(),
         })
     }
 
@@ -169,6 +214,7 @@ impl LayerWriter {
         let was_broken = std::mem::replace(&mut self.broken, true);
         self.compress_batch()?;
         self.batch.clear();
+        self.over.clear();
         self.pending.append(&self.stored[0])?;
         self.pending.append(&self.stored[1])?;
         self.broken = was_broken;
@@ -186,13 +232,25 @@ impl LayerWriter {
         } else {
             self.batch.len()
         };
+        let unit = self.block_size.bytes_usize();
+        self.over.fill(self.batch.len() / unit, unit);
+        let over = self.over.by_frame(frames, frame_bytes / unit, unit);
+        let (over_left, over_right) = over.split_at(cut.div_ceil(frame_bytes));
         let (left, right) = self.batch.split_at(cut);
         let [zstd_left, zstd_right] = &mut self.zstd;
         let [out_left, out_right] = &mut self.stored;
         let (left, right) = if both {
             thread::scope(|scope| {
-                let other = scope.spawn(|| compress(zstd_right, frame_bytes, right, out_right));
-                let left = compress(zstd_left, frame_bytes, left, out_left);
+                let right = Payload {
+                    frames: right.chunks(frame_bytes),
+                    over: over_right,
+                };
+                let left = Payload {
+                    frames: left.chunks(frame_bytes),
+                    over: over_left,
+                };
+                let other = scope.spawn(|| compress(zstd_right, right, out_right));
+                let left = compress(zstd_left, left, out_left);
                 let right = other
                     .join()
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -200,31 +258,52 @@ impl LayerWriter {
             })
         } else {
             out_right.clear();
-            (
-                compress(zstd_left, frame_bytes, left, out_left),
-                Ok(Vec::new()),
-            )
+            let left = Payload {
+                frames: left.chunks(frame_bytes),
+                over: over_left,
+            };
+            (compress(zstd_left, left, out_left), Ok(Vec::new()))
         };
-        for entries in [left, right] {
-            let entries = entries.map_err(|e| StoreError::io("compressing a frame", e))?;
-            entries.into_iter().for_each(|e| e.put(&mut self.index));
+        let failed = |e| StoreError::io("compressing a frame", e);
+        let entries = left.map_err(failed)?.into_iter();
+        for (entry, over) in entries.chain(right.map_err(failed)?).zip(&over) {
+            entry.put(&mut self.index);
+            if let Some(over) = over.as_ref().filter(|_| entry.kind == Kind::Delta) {
+                self.bases.add(over.bases);
+                self.delta_blocks += over.count() as u64;
+                self.delta_bytes += u64::from(entry.len);
+            }
         }
         Ok(())
     }
 }
 
-/// Replaces `out` by the frames of `payload`.
+/// Frames that one thread compresses, and what each is made over.
+struct Payload<'a> {
+    frames: std::slice::Chunks<'a, u8>,
+    over: &'a [Option<OverFrame<'a>>],
+}
+
+/// Replaces `out` by what they are stored as.
 fn compress(
     zstd: &mut Compressor<'_>,
-    frame_bytes: usize,
-    payload: &[u8],
+    payload: Payload<'_>,
     out: &mut Vec<u8>,
 ) -> io::Result<Vec<Entry>> {
     out.clear();
-    payload
-        .chunks(frame_bytes)
-        .map(|frame| frame::store(zstd, frame, out))
-        .collect()
+    let mut deltas: Option<CCtx<'_>> = None;
+    let each = payload.frames.zip(payload.over);
+    each.map(|(frame, over)| match over {
+        None => frame::store(zstd, frame, out),
+        Some(over) => {
+            let deltas = match &mut deltas {
+                Some(deltas) => deltas,
+                none => none.insert(frame::delta_compressor()?),
+            };
+            frame::store_over(zstd, deltas, frame, (over.prefix, over.count()), out)
+        }
+    })
+    .collect()
 }
 
 const _: () = assert!(BATCH_BYTES.is_multiple_of(crate::limits::FRAME_BYTES_MAX as usize));

@@ -47,6 +47,8 @@ pub(super) struct Candidates {
     found: Vec<Vec<Found>>,
     /// For each image which of those it has.
     images: Vec<(String, Vec<Option<usize>>)>,
+    /// What the frame is decoded with, where it is a delta whose bases can be had.
+    prefix: Option<Vec<u8>>,
 }
 
 struct Found {
@@ -100,6 +102,7 @@ impl<'a> Frames<'a> {
         let mut candidates = Candidates {
             found: (0..count).map(|_| Vec::new()).collect(),
             images: Vec::new(),
+            prefix: self.prefix(n),
         };
         // A frame that is stored as it is may be wrong in one block only.
         if let Some(remains) = self.layer.frame_remains(n) {
@@ -127,6 +130,12 @@ impl<'a> Frames<'a> {
             }
         }
         candidates
+    }
+
+    fn prefix(&self, n: u64) -> Option<Vec<u8>> {
+        let size = self.layer.block_size();
+        let mut alone = |id, frame| self.store.frame_alone(id, frame, size);
+        self.layer.prefix(n, &mut alone).ok()
     }
 
     /// What an image has where the block of the layer is on a device.
@@ -210,7 +219,7 @@ impl Candidates {
         let payload: Vec<u8> = parts()
             .flat_map(|part| part.bytes.iter().copied())
             .collect();
-        let stored = zstd.remake(layer, n, &payload)?;
+        let stored = zstd.remake(layer, n, &payload, self.prefix.as_deref())?;
         let of = parts().map(|part| part.whose.clone()).collect();
         Some(Made { stored, of })
     }

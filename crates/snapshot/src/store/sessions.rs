@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{Store, layer_name};
 use crate::error::{ObjectError, StoreError};
-use crate::ids::{HeaderId, canonical};
+use crate::ids::{HeaderId, LayerId, canonical};
 use crate::roots::{Collecting, Lease, RootLock, SessionRecord};
 
 impl Store {
@@ -120,14 +120,20 @@ impl Store {
         Ok(found.unwrap_or_else(|| self.host.new_uuid()))
     }
 
-    /// Is there what an image consists of? Its header, the nodes of its map, its layers.
+    /// Is there what an image consists of? Its header, the nodes of its map, its layers, and what their deltas are made against.
     fn has_layers_of(&self, header: HeaderId) -> Result<bool, StoreError> {
         // Not what was read before it was removed.
         self.let_go_of_removed();
         let Some(header) = self.find_header(header)? else {
             return Ok(false);
         };
-        for layer in header.layers()?.keys() {
+        let mut needed: Vec<LayerId> = header.layers()?.into_keys().collect();
+        for layer in needed.clone() {
+            // Damage is the business of who reads it.
+            let bases = self.bases_of(layer).ok().flatten();
+            needed.extend(bases.unwrap_or_default());
+        }
+        for layer in &needed {
             match self.layers.open(&layer.to_string(), Access::Read) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
                 other => other.map_err(|e| ObjectError::from(e).of(layer_name(*layer)))?,

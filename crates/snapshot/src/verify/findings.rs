@@ -3,7 +3,7 @@
 //! The list is bounded, the count is not; and [`Findings::has`] knows all of them, at no more memory
 //! than what is stored takes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 
 use uuid::Uuid;
@@ -73,6 +73,8 @@ pub(crate) struct Findings {
     places: HashSet<(String, String)>,
     spots: HashSet<Spot>,
     frames: HashMap<LayerId, BTreeSet<u64>>,
+    /// Delta frames that are whole, and the layers with damage without which they cannot be read.
+    lacking: HashMap<LayerId, BTreeMap<u64, BTreeSet<LayerId>>>,
 }
 
 impl Findings {
@@ -142,6 +144,22 @@ impl Findings {
         damaged.flat_map(move |all| all.range(frames.clone()).copied())
     }
 
+    /// This delta frame is made against what is damaged in layer `base`, or all of that.
+    pub(super) fn lacks(&mut self, layer: LayerId, frame: u64, base: LayerId) {
+        let frames = self.lacking.entry(layer).or_default();
+        frames.entry(frame).or_default().insert(base);
+    }
+
+    /// The delta frames among these that are whole and cannot be read, and the layers that they lack.
+    pub(super) fn lacking(
+        &self,
+        layer: LayerId,
+        frames: std::ops::Range<u64>,
+    ) -> impl Iterator<Item = (u64, &BTreeSet<LayerId>)> {
+        let lacking = self.lacking.get(&layer).into_iter();
+        lacking.flat_map(move |all| all.range(frames.clone()).map(|(n, bases)| (*n, bases)))
+    }
+
     pub(super) fn has_frames(&self, layer: LayerId, frames: std::ops::Range<u64>) -> bool {
         self.frames_in(layer, frames).next().is_some()
     }
@@ -151,4 +169,13 @@ impl Findings {
 pub(crate) fn is_bad_disk(error: &io::Error) -> bool {
     // EIO, EISDIR (no file where an object is due), EUCLEAN.
     matches!(error.raw_os_error(), Some(5 | 21 | 117))
+}
+
+/// The error, if it says that what is read is damaged: other things are not.
+pub(crate) fn damage(error: StoreError) -> Result<StoreError, StoreError> {
+    match &error {
+        StoreError::Corrupt { .. } | StoreError::Version { .. } => Ok(error),
+        StoreError::Io { source, .. } if is_bad_disk(source) => Ok(error),
+        _ => Err(error),
+    }
 }

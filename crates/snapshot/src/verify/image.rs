@@ -1,14 +1,15 @@
 //! [`verify_image`]: all that one image is made of, and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Depth;
+use super::bases::{base_frames, check_bases};
 use super::findings::{DAMAGE_LISTED_MAX, Damage, Findings, Spot};
 use super::map::{MapWalk, Met, past_the_end};
 use crate::error::{ObjectError, StoreError};
 use crate::header::Header;
 use crate::ids::LayerId;
-use crate::layer::blocks_per_frame;
+use crate::layer::{Layer, blocks_per_frame};
 use crate::store::{Store, layer_name};
 
 /// What was looked at, and what is wrong.
@@ -151,6 +152,7 @@ impl Checked<'_> {
             let why = format!("the map uses block {last}, and there are {all}");
             self.findings.found(wrong_map, damaged("its end", why))?;
         }
+        let mut bases: BTreeMap<LayerId, BTreeSet<u64>> = BTreeMap::new();
         for &(start, end) in &used.ranges {
             for n in start..end.min(layer.frames()) {
                 self.report.frames += 1;
@@ -160,8 +162,73 @@ impl Checked<'_> {
                     Err(error) => {
                         let error = error.of(layer_name(id));
                         self.findings.found(Spot::Frame(id, n), error)?;
+                        continue;
                     }
                 }
+                for (base, frames) in base_frames(&layer, n) {
+                    bases.entry(base).or_default().extend(frames);
+                }
+            }
+        }
+        for (base, frames) in &bases {
+            self.base(store, *base, frames)?;
+        }
+        if !bases.is_empty() {
+            self.deltas(store, &layer, used)?;
+        }
+        Ok(())
+    }
+
+    /// Frames that deltas need; one that is none, they are told of.
+    fn base(
+        &mut self,
+        store: &Store,
+        id: LayerId,
+        frames: &BTreeSet<u64>,
+    ) -> Result<(), StoreError> {
+        let base = match store.open_layer_stored(id) {
+            Ok(base) => base,
+            Err(error) => return self.findings.found(Spot::Layer(id), error),
+        };
+        for n in frames.iter().filter(|n| base.stands_alone(**n)) {
+            if let Err(error) = base.check_frame(*n, self.depth == Depth::Decoded) {
+                let error = error.of(layer_name(id));
+                self.findings.found(Spot::Frame(id, *n), error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The deltas of a layer that the image uses, whose own bytes and bases have been checked.
+    fn deltas(&mut self, store: &Store, layer: &Layer, used: &Used) -> Result<(), StoreError> {
+        let size = layer.block_size();
+        let mut alone = |id, n| {
+            let base = store.open_layer(id)?;
+            let is_one = base.block_size() == size && base.stands_alone(n);
+            let read = is_one.then(|| base.read_frame(n));
+            read.transpose().map_err(|e| e.of(layer_name(id)))
+        };
+        for n in layer.deltas().filter(|n| used.has_frame(*n)) {
+            let spot = Spot::Frame(layer.id(), n);
+            if self.findings.has_frames(layer.id(), n..n + 1) {
+                continue;
+            }
+            for base in base_frames(layer, n).into_keys() {
+                if let Ok(base) = store.open_layer(base)
+                    && let Err(error) = check_bases(layer, n, &base)
+                {
+                    self.findings.found(spot.clone(), error)?;
+                }
+            }
+            if self.depth == Depth::Stored || self.findings.has_frames(layer.id(), n..n + 1) {
+                continue;
+            }
+            // What is wrong with a base has been found where that is.
+            if let Ok(prefix) = layer.prefix(n, &mut alone)
+                && let Err(error) = layer.read_delta(n, &prefix)
+            {
+                self.findings
+                    .found(spot, error.of(layer_name(layer.id())))?;
             }
         }
         Ok(())
@@ -191,6 +258,11 @@ impl Used {
         ranges
             .into_iter()
             .for_each(|frames| self.add_frames(frames));
+    }
+
+    fn has_frame(&self, n: u64) -> bool {
+        let after = self.ranges.partition_point(|(_, end)| *end <= n);
+        self.ranges.get(after).is_some_and(|(start, _)| *start <= n)
     }
 
     fn frames(&self) -> u64 {

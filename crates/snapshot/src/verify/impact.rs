@@ -93,9 +93,11 @@ impl<'a> Impact<'a> {
         let ptr = match *slot {
             Slot::Nil => return Rc::clone(&self.nothing),
             Slot::Run { layer, at } => {
-                return match self.run_is_damaged(size, layer, at, span(level)) {
-                    true => Rc::new(BTreeSet::from([Needed::Layer(layer)])),
-                    false => Rc::clone(&self.nothing),
+                let mut needed = BTreeSet::new();
+                self.run(size, (layer, at, span(level)), &mut needed);
+                return match needed.is_empty() {
+                    true => Rc::clone(&self.nothing),
+                    false => Rc::new(needed),
                 };
             }
             Slot::Node(ptr) => ptr,
@@ -111,9 +113,8 @@ impl<'a> Impact<'a> {
             }
             Some(Node::Leaf(runs)) => {
                 for run in runs {
-                    if self.run_is_damaged(size, run.layer, run.at, u64::from(run.count)) {
-                        needed.insert(Needed::Layer(run.layer));
-                    }
+                    let run = (run.layer, run.at, u64::from(run.count));
+                    self.run(size, run, &mut needed);
                 }
             }
             Some(Node::Inner { slots, .. }) => {
@@ -142,10 +143,22 @@ impl<'a> Impact<'a> {
         node.flatten()
     }
 
-    fn run_is_damaged(&self, size: BlockSize, layer: LayerId, at: u64, count: u64) -> bool {
+    /// The damaged layers that reading the run comes by.
+    fn run(
+        &self,
+        size: BlockSize,
+        (layer, at, count): (LayerId, u64, u64),
+        needed: &mut BTreeSet<Needed>,
+    ) {
         let per_frame = blocks_per_frame(size);
         let frames = at / per_frame..(at + count).div_ceil(per_frame);
-        self.findings.has(&Spot::Layer(layer)) || self.findings.has_frames(layer, frames)
+        let findings = self.findings;
+        if findings.has(&Spot::Layer(layer)) || findings.has_frames(layer, frames.clone()) {
+            needed.insert(Needed::Layer(layer));
+        }
+        for (_, bases) in findings.lacking(layer, frames) {
+            needed.extend(bases.iter().copied().map(Needed::Layer));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! [`Impact::lost`]: which bytes of an image cannot be read.
 
+use std::collections::BTreeSet;
+
 use cowslip_block::{BlockRange, ByteRange};
 
 use super::findings::Spot;
@@ -78,10 +80,11 @@ impl Impact<'_> {
         }
         let per_frame = blocks_per_frame(lost.header.block_size());
         let end = at + blocks.count().0;
-        for frame in self
-            .findings
-            .frames_in(layer, at / per_frame..end.div_ceil(per_frame))
-        {
+        let frames = at / per_frame..end.div_ceil(per_frame);
+        let damaged = self.findings.frames_in(layer, frames.clone());
+        let lacking = self.findings.lacking(layer, frames).map(|(n, _)| n);
+        let lost_frames: BTreeSet<u64> = damaged.chain(lacking).collect();
+        for frame in lost_frames {
             if lost.ranges.more {
                 return;
             }

@@ -16,6 +16,7 @@
 //!
 //! Left out: what to do about it ([`crate::repair`]).
 
+mod bases;
 mod findings;
 mod image;
 mod impact;
@@ -26,7 +27,7 @@ mod roots;
 mod store;
 
 pub use findings::{DAMAGE_LISTED_MAX, Damage};
-pub(crate) use findings::{Spot, is_bad_disk};
+pub(crate) use findings::{Spot, damage, is_bad_disk};
 pub use image::{Report, verify, verify_image};
 pub use impact::{DamagedObject, NEEDED_BY_MAX};
 pub(crate) use impact::{Impact, who_needs};

@@ -20,6 +20,18 @@ use crate::store::{Store, layer_name};
 pub(super) struct LayerFacts {
     pub(super) blocks: u64,
     pub(super) block_size: BlockSize,
+    /// Some of its frames are deltas.
+    pub(super) has_bases: bool,
+}
+
+impl LayerFacts {
+    pub(super) fn of(layer: &Layer) -> Self {
+        Self {
+            blocks: layer.blocks().0,
+            block_size: layer.block_size(),
+            has_bases: !layer.bases().is_empty(),
+        }
+    }
 }
 
 pub(super) struct Objects<'a> {
@@ -34,6 +46,8 @@ pub(super) struct Objects<'a> {
     pub(super) progress: &'a mut dyn FnMut(u64, u64),
     /// Of each layer that is there; nothing where it cannot be opened.
     pub(super) layers: HashMap<LayerId, Option<LayerFacts>>,
+    /// Layers with deltas that a map leads to, whose bases have been looked at.
+    pub(super) based: HashSet<LayerId>,
 }
 
 impl Objects<'_> {
@@ -100,7 +114,8 @@ impl Objects<'_> {
         Ok(())
     }
 
-    /// Footer, index and every frame; an object that is not there is no finding here.
+    /// Footer, index and every frame, deltas by their stored bytes alone: whether their bases are there matters where a map leads to them. An object that is not
+    /// there is no finding here.
     pub(super) fn layer(&mut self, id: LayerId) -> Result<(), StoreError> {
         let file = match self.store.dirs().layers.open(&id.to_string(), Access::Read) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -115,11 +130,7 @@ impl Objects<'_> {
                     .found(Spot::Layer(id), error.of(layer_name(id)));
             }
         };
-        let facts = LayerFacts {
-            blocks: layer.blocks().0,
-            block_size: layer.block_size(),
-        };
-        self.layers.insert(id, Some(facts));
+        self.layers.insert(id, Some(LayerFacts::of(&layer)));
         for n in 0..layer.frames() {
             self.frames += 1;
             if let Err(error) = layer.check_frame(n, self.depth == Depth::Decoded) {

@@ -3,11 +3,12 @@
 //! Here is found what no object can say of itself: that something is not there, or is not what a map
 //! takes it for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::bases::{Found, look_at_bases};
 use super::findings::Spot;
 use super::map::{MapWalk, Met, past_the_end};
 use super::objects::{LayerFacts, Objects};
@@ -105,23 +106,27 @@ pub(super) fn check_roots(
     let mut walk = MapWalk::new(store.nodes());
     let mut checked = Vec::new();
     for root in roots {
-        let mut found = Vec::new();
+        let mut found = Found::default();
         let header = match root.open(store) {
             Ok(header) => {
                 check_map(store, &header, objects, &mut walk, &mut found)?;
                 Some(header)
             }
             Err(error) => {
-                found.push((Spot::Header(root.header()), error));
+                found.damage.push((Spot::Header(root.header()), error));
                 None
             }
         };
-        if !found.is_empty() && !root.stands(store) {
+        if !found.damage.is_empty() && !root.stands(store) {
             walk.take_back();
+            objects.based.retain(|id| !found.based.contains(id));
             continue;
         }
-        for (spot, error) in found {
+        for (spot, error) in found.damage {
             objects.findings.found(spot, error)?;
+        }
+        for (layer, frame, base) in found.lacking {
+            objects.findings.lacks(layer, frame, base);
         }
         checked.push((root, header));
     }
@@ -133,27 +138,38 @@ fn check_map(
     header: &Header,
     objects: &mut Objects<'_>,
     walk: &mut MapWalk<'_>,
-    found: &mut Vec<(Spot, StoreError)>,
+    found: &mut Found,
 ) -> Result<(), StoreError> {
     // One finding for each layer of the map.
     let mut wrong: BTreeMap<LayerId, (Spot, StoreError)> = BTreeMap::new();
+    let mut layers = BTreeSet::new();
     walk.image(header, &mut |met| {
         match met {
             Met::Node => {}
-            Met::Broken(ptr, error) => found.push((Spot::Node(ptr), error)),
+            Met::Broken(ptr, error) => found.damage.push((Spot::Node(ptr), error)),
             Met::Run { layer, at, count } => {
                 if !wrong.contains_key(&layer)
                     && let Some(why) = wrong_run(store, header, objects, (layer, at, count))
                 {
                     wrong.insert(layer, why);
                 }
+                if !wrong.contains_key(&layer) {
+                    layers.insert(layer);
+                }
             }
         }
         Ok(())
     })?;
-    found.extend(wrong.into_values());
+    found.damage.extend(wrong.into_values());
     if let Err(error) = past_the_end(header) {
-        found.push((Spot::Map(header.id()), error));
+        found.damage.push((Spot::Map(header.id()), error));
+    }
+    for layer in layers {
+        let facts = facts_of(store, objects, layer).ok().flatten();
+        if facts.is_some_and(|facts| facts.has_bases) && objects.based.insert(layer) {
+            found.based.push(layer);
+            look_at_bases(store, objects, layer, found)?;
+        }
     }
     Ok(())
 }
@@ -165,13 +181,9 @@ fn wrong_run(
     objects: &Objects<'_>,
     (id, at, count): (LayerId, u64, u64),
 ) -> Option<(Spot, StoreError)> {
-    let facts = match objects.layers.get(&id) {
-        Some(facts) => (*facts)?,
-        // Not there when the objects were listed.
-        None => match open_facts(store, id) {
-            Ok(facts) => facts,
-            Err(error) => return Some((Spot::Layer(id), error)),
-        },
+    let facts = match facts_of(store, objects, id) {
+        Ok(facts) => facts?,
+        Err(error) => return Some((Spot::Layer(id), error)),
     };
     let (place, why) = if facts.block_size != header.block_size() {
         (
@@ -191,10 +203,17 @@ fn wrong_run(
     Some((Spot::Map(header.id()), error))
 }
 
-fn open_facts(store: &Store, id: LayerId) -> Result<LayerFacts, StoreError> {
-    let layer = store.open_layer_stored(id)?;
-    Ok(LayerFacts {
-        blocks: layer.blocks().0,
-        block_size: layer.block_size(),
-    })
+/// Nothing where it is damaged, which has been found before.
+fn facts_of(
+    store: &Store,
+    objects: &Objects<'_>,
+    id: LayerId,
+) -> Result<Option<LayerFacts>, StoreError> {
+    match objects.layers.get(&id) {
+        Some(facts) => Ok(*facts),
+        // Not there when the objects were listed.
+        None => store
+            .open_layer_stored(id)
+            .map(|layer| Some(LayerFacts::of(&layer))),
+    }
 }

@@ -10,7 +10,7 @@
 //! if, looked at again, the name or the session still stands for what needed it. Names are listed before
 //! objects, so that what a name needs was complete when it was listed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use cowslip_block::files::{Access, Dir, REPLACING};
@@ -127,6 +127,7 @@ pub(crate) fn check_store(
         total_bytes: listing.total_bytes,
         progress,
         layers: HashMap::new(),
+        based: HashSet::new(),
     };
     listing
         .headers

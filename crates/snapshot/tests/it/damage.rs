@@ -99,7 +99,7 @@ fn the_store_of_these_tests_is_whole_and_reads_right() {
         report.layers,
         report.frames,
     ];
-    assert_eq!(counts, [7, 2, 8, 8, 9]);
+    assert_eq!(counts, [9, 2, 10, 10, 11]);
     let stored = |dir: &str| -> usize {
         made.files
             .iter()

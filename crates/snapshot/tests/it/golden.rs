@@ -17,21 +17,24 @@ use cowslip_snapshot::{Header, HeaderSpec, Image, LayerId, MapRun, Part, Parts, 
 
 use crate::rig::{CountingHost, Rig, SMALL, noise, run, spec, temp_dir};
 
-const GOLDEN: [&str; 3] = [
+const GOLDEN: [&str; 4] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2"),
+    V3,
     NEWEST,
 ];
-const NEWEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3");
-/// What each of them has, and what version 3 brought: snapshots of several parts.
+const V3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3");
+const NEWEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4");
+/// What each of them has; what version 3 brought, snapshots of several parts; and what the fourth did: a memory with deltas.
 const DISKS: [&str; 2] = ["template", "snapshot-1"];
 const PARTS: [&str; 2] = ["vm:memory", "vm:state"];
+const DELTAS: [&str; 2] = ["early:memory", "late:memory"];
 const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reader.py");
 
 /// A template of 700 blocks and a bit, and a snapshot of it that is larger. Both kinds of frames,
 /// all kinds of slots, and nodes in both header objects. And a snapshot of three parts, its memory
-/// with a block of the disk's layer. Returns the bytes of the images.
-fn write_golden(store: &Store) -> [Vec<u8>; 4] {
+/// with a block of the disk's layer. And two memories, the later with deltas. Returns the bytes of the images.
+fn write_golden(store: &Store) -> [Vec<u8>; 6] {
     let size = BlockSize::new(512).unwrap();
     let mut template = vec![0; 700 * 512 + 100];
     template[3 * 512..5 * 512].copy_from_slice(&noise(1, 1024));
@@ -107,7 +110,8 @@ fn write_golden(store: &Store) -> [Vec<u8>; 4] {
         )
         .unwrap();
     let [memory, state] = write_parts(store, &snapshot, layer.id, &child);
-    [template, child, memory, state]
+    let [early, late] = write_deltas(store);
+    [template, child, memory, state, early, late]
 }
 
 /// The memory's block 2 is the disk's block 4.
@@ -147,11 +151,73 @@ fn write_parts(store: &Store, disk: &Header, layer: LayerId, disk_bytes: &[u8]) 
     [memory, state]
 }
 
+/// A frame that stands alone and one of three deltas, one of which has no base.
+fn write_deltas(store: &Store) -> [Vec<u8>; 2] {
+    let lease = store.lease().unwrap();
+    let size = BlockSize::new(512).unwrap();
+    let mut early = vec![0; 200 * 512];
+    early[180 * 512..].copy_from_slice(&noise(4, 20 * 512));
+    let mut writer = store.layer_writer(&lease, size).unwrap();
+    writer.push(&early[180 * 512..]).unwrap();
+    let layer = writer.finish().unwrap();
+    let to = Target::Layer {
+        id: layer.id,
+        at: 0,
+    };
+    let put = |name: &str, parent: Option<&Header>, layer, changes: &[MapRun]| {
+        let spec = HeaderSpec {
+            layer: Some(layer),
+            block_size: size,
+            made_by: "cowslip golden",
+            ..spec(parent, 200 * 512, changes)
+        };
+        let header = store.put_header(&lease, &spec).unwrap();
+        let parts = Parts::one(Part::Memory, &*header);
+        let name = name.parse().unwrap();
+        store.commit_parts(&lease, &name, &parts, false).unwrap();
+        header
+    };
+    let parent = put("early", None, layer, &[run(180, 200, to)]);
+
+    let mut late = early.clone();
+    for (i, block) in late[..128 * 512].chunks_mut(512).enumerate() {
+        block.fill(u8::try_from(i + 1).unwrap());
+    }
+    late[182 * 512 + 5..182 * 512 + 9].fill(b'5');
+    late[183 * 512..184 * 512].copy_from_slice(&noise(5, 512));
+    late[187 * 512 + 300..187 * 512 + 310].fill(b'7');
+    let mut writer = store.layer_writer(&lease, size).unwrap();
+    writer.push(&late[..128 * 512]).unwrap();
+    let mut push = |block: usize, base: Option<u64>| {
+        let bytes = &late[block * 512..][..512];
+        match base.map(|at| store.base_of(layer.id, at, size).unwrap().unwrap()) {
+            Some(base) => writer.push_over(bytes, &base).unwrap(),
+            None => writer.push(bytes).unwrap(),
+        }
+    };
+    push(182, Some(2));
+    push(183, None);
+    push(187, Some(7));
+    let layer = writer.finish().unwrap();
+    assert_eq!(layer.delta_blocks.0, 2);
+    let to = |at| Target::Layer { id: layer.id, at };
+    let changes = [
+        run(0, 128, to(0)),
+        run(182, 184, to(128)),
+        run(187, 188, to(130)),
+    ];
+    put("late", Some(&parent), layer, &changes);
+    [early, late]
+}
+
 /// The images of a golden store, with the bytes of each.
 fn images_of(golden: &str) -> impl Iterator<Item = (&'static str, Vec<u8>)> {
     let want = write_golden(&Rig::new().store);
-    let parts = PARTS.into_iter().filter(move |_| golden == NEWEST);
-    DISKS.into_iter().chain(parts).zip(want)
+    let parts = PARTS
+        .into_iter()
+        .filter(move |_| [V3, NEWEST].contains(&golden));
+    let deltas = DELTAS.into_iter().filter(move |_| golden == NEWEST);
+    DISKS.into_iter().chain(parts).chain(deltas).zip(want)
 }
 
 fn files_below(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -195,7 +261,7 @@ fn the_golden_store_comes_out_byte_for_byte() {
 
 /// `cargo test -p cowslip-snapshot --test it -- --ignored write_the_golden_store`
 #[test]
-#[ignore = "writes tests/golden/v3: only for a new version of the format"]
+#[ignore = "writes tests/golden/v4: only for a new version of the format"]
 fn write_the_golden_store() {
     let rig = Rig::new();
     write_golden(&rig.store);
@@ -271,7 +337,10 @@ fn read_by_python(store: &Path, name: &str) -> Result<Vec<u8>, String> {
         .output();
     let output = python.map_err(|error| format!("no python3: {error}"))?;
     if output.status.code() == Some(77) {
-        return Err("no zstd for Python".to_owned());
+        return Err(format!(
+            "no zstd for Python: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
     }
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");

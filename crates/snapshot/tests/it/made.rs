@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cowslip_block::BlockSize;
 use cowslip_block::files::{Access, Dir, read_all};
+use cowslip_block::{BlockIndex, BlockRange, BlockSize};
 use cowslip_sim::MemoryFs;
 use cowslip_snapshot::roots::{Lease, SessionRecord};
 use cowslip_snapshot::verify::{Depth, StoreReport, verify_store};
@@ -132,11 +132,63 @@ impl Maker {
         writes: &[(u64, Option<Vec<u8>>)],
     ) -> Arc<Header> {
         let lease = self.store.lease().unwrap();
-        let (header, image) = self.put(&lease, parent, blocks, writes);
+        let (header, image) = self.put(&lease, parent, blocks, writes, &[]);
         let text = name.parse().unwrap();
         self.store.commit(&lease, &text, &header, false).unwrap();
         self.made.images.insert(name.to_owned(), image);
         header
+    }
+
+    /// The same, with some bytes of these blocks changed besides: they are stored as deltas of what the parent has.
+    pub(crate) fn take_over(
+        &mut self,
+        parent: &str,
+        name: &str,
+        blocks: usize,
+        writes: &[(u64, Option<Vec<u8>>)],
+        deltas: &[u64],
+    ) -> Arc<Header> {
+        let lease = self.store.lease().unwrap();
+        let (header, image) = self.put(&lease, Some(parent), blocks, writes, deltas);
+        let text = name.parse().unwrap();
+        self.store.commit(&lease, &text, &header, false).unwrap();
+        self.made.images.insert(name.to_owned(), image);
+        header
+    }
+
+    /// Nothing but these.
+    pub(crate) fn take_deltas(&mut self, parent: &str, name: &str, deltas: &[u64]) {
+        let blocks = self.made.images[parent].len() / BLOCK;
+        self.take_over(parent, name, blocks, &[], deltas);
+    }
+
+    /// An image with no more than these blocks of another.
+    pub(crate) fn take_part(&mut self, of: &str, name: &str, blocks: BlockRange) {
+        let lease = self.store.lease().unwrap();
+        let whole = self.store.resolve(&of.parse().unwrap()).unwrap();
+        let changes = whole.runs(blocks).unwrap();
+        let mut image = vec![0; self.made.images[of].len()];
+        let at = |block: BlockIndex| usize::try_from(block.0).unwrap() * BLOCK;
+        let bytes = at(blocks.start)..at(blocks.end);
+        image[bytes.clone()].copy_from_slice(&self.made.images[of][bytes]);
+        let spec = HeaderSpec {
+            block_size: whole.block_size(),
+            ..spec(None, whole.size_bytes(), &changes)
+        };
+        let header = self.store.put_header(&lease, &spec).unwrap();
+        let text = name.parse().unwrap();
+        self.store.commit(&lease, &text, &header, false).unwrap();
+        self.made.images.insert(name.to_owned(), image);
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.store.remove(&name.parse().unwrap()).unwrap();
+        self.made.images.remove(name);
+    }
+
+    /// What each snapshot reads as.
+    pub(crate) fn images(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.made.images
     }
 
     /// A snapshot of all three parts: this disk, and a new memory and a new state.
@@ -144,8 +196,8 @@ impl Maker {
         let lease = self.store.lease().unwrap();
         let disk_header = self.store.resolve(&disk.parse().unwrap()).unwrap();
         let memory = [(3, Some(text(70, 4))), (9, Some(noise(7, BLOCK)))];
-        let (memory, memory_bytes) = self.put(&lease, None, 20, &memory);
-        let (state, state_bytes) = self.put(&lease, None, 2, &[(0, Some(text(71, 2)))]);
+        let (memory, memory_bytes) = self.put(&lease, None, 20, &memory, &[]);
+        let (state, state_bytes) = self.put(&lease, None, 2, &[(0, Some(text(71, 2)))], &[]);
         let parts = Parts::one(Part::Disk, &*disk_header)
             .with(Part::Memory, &*memory)
             .with(Part::State, &*state);
@@ -171,6 +223,7 @@ impl Maker {
         parent: Option<&str>,
         blocks: usize,
         writes: &[(u64, Option<Vec<u8>>)],
+        deltas: &[u64],
     ) -> (Arc<Header>, Vec<u8>) {
         let parent_header = parent.map(|p| self.store.resolve(&p.parse().unwrap()).unwrap());
         let mut image = parent.map_or(Vec::new(), |p| self.made.images[p].clone());
@@ -197,6 +250,24 @@ impl Maker {
             image[at..at + len].copy_from_slice(&new);
             changes.push(run(*start, start + (len / BLOCK) as u64, to));
         }
+        // Not the same ones twice over.
+        let other = u8::try_from(self.made.images.len() % 251).unwrap();
+        for block in deltas {
+            let before = BlockRange::new(*block, block + 1);
+            let before = parent_header.as_ref().unwrap().runs(before).unwrap()[0].to;
+            let Target::Layer { id, at } = before else {
+                panic!("a delta of zeros");
+            };
+            let base = self.store.base_of(id, at, size).unwrap().unwrap();
+            let at = usize::try_from(*block).unwrap() * BLOCK;
+            image[at + 9..at + 12].fill(other);
+            let to = Target::Layer {
+                id: writer.id(),
+                at: writer.push_over(&image[at..at + BLOCK], &base).unwrap(),
+            };
+            changes.push(run(*block, block + 1, to));
+        }
+        changes.sort_by_key(|run| run.blocks.start);
         let layer = (writer.blocks().0 > 0).then(|| writer.finish().unwrap());
         let spec = HeaderSpec {
             layer,
@@ -228,7 +299,7 @@ impl Maker {
 }
 
 /// One of everything: a template with a compressed frame and a raw one, two forks, a chain of three,
-/// two sessions, a name that stands for the same as another, one with all three parts, a header that no name leads to.
+/// two sessions, a name that stands for the same as another, one with all three parts, a header that no name leads to, one whose layer is made over another's.
 pub(crate) fn everything() -> Made {
     let place = Place::of(&BTreeMap::new());
     let mut maker = Maker::new(&place);
@@ -283,5 +354,7 @@ pub(crate) fn everything() -> Made {
         .insert("again".to_owned(), maker.made.images["fork-b"].clone());
     drop(lease);
     maker.take_parts("fork-b", "vm");
+    maker.take(None, "noisy", 10, &[(2, Some(noise(8, 3 * BLOCK)))]);
+    maker.take_deltas("noisy", "noisier", &[2, 3, 4]);
     maker.done(&place)
 }
