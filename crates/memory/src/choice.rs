@@ -6,10 +6,11 @@
 //! | zeros | bytes | | the nil layer: no payload |
 //! | bytes | the same | | nothing: the parent's stays |
 //! | bytes | others, or zeros | the same, in a frame that may be pointed at | a run of the map that leads to that block |
+//! | bytes | others, much like it | none, or in another frame | a delta against the parent's page, or against what that is a delta of; payload where that does not pay |
 //! | bytes | others, or zeros | none, or in another frame | payload |
 //!
-//! In this order: what costs a guest nothing when it is restored, then what costs a fetch, then what costs bytes. A page that is much like the
-//! parent's is payload as any other; a difference against the parent's page would be one row more, before the last.
+//! In this order: what costs a guest nothing when it is restored, then what costs a fetch, then what costs bytes. Deltas cost a fetch of their bases as well, and are
+//! packed together: 16 of them are stored so if that takes at most half of what they take otherwise, which the layer's writer decides.
 
 use std::collections::{HashMap, HashSet};
 
@@ -33,6 +34,16 @@ pub(crate) fn compare(page: &[u8], parent: Option<&[u8]>) -> Compared {
         Some(before) if before == page => Compared::Same,
         _ => Compared::New,
     }
+}
+
+/// Of a page that is a delta at least so many words of 8 bytes are its base's, in percent: one with less would seldom take half.
+const ALIKE_PERCENT: usize = 75;
+
+/// Is the page so much like another, which is as long, that a delta may be worth it?
+pub(crate) fn is_alike(page: &[u8], base: &[u8]) -> bool {
+    let words = page.chunks_exact(8).zip(base.chunks_exact(8));
+    let same = words.filter(|(new, old)| new == old).count();
+    same * 8 * 100 >= page.len() * ALIKE_PERCENT
 }
 
 /// A frame of the disk: the number of its layer among the disk's, and its own in that.
@@ -65,6 +76,18 @@ mod tests {
         for (page, parent, want) in cells {
             let found = compare(&page, parent.as_ref().map(|p| &p[..]));
             assert_eq!(found, want, "{page:?} over {parent:?}");
+        }
+    }
+
+    #[test]
+    fn pages_are_alike_from_three_quarters_on() {
+        let base = [7; 64];
+        for (other_words, want) in [(0, true), (2, true), (3, false), (8, false)] {
+            let mut page = base;
+            page.chunks_mut(8)
+                .take(other_words)
+                .for_each(|word| word[3] = 1);
+            assert_eq!(is_alike(&page, &base), want, "{other_words}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! 1. compare  each page that may have changed, with zeros and with the parent's     (choice.rs: the table)
 //! 2. search   the disk that was snapshot with it, for the bytes of those that are new   (disk.rs)
-//! 3. store    what the disk does not have; then the header
+//! 3. store    what the disk does not have: what is not like the parent's first, then deltas; then the header
 //! ```
 //!
 //! The unit is a page of 4 KiB, also where the guest has larger ones: of 2 MiB in which one byte was written, 4 KiB are stored.
@@ -13,10 +13,15 @@
 //!
 //! What cannot be read of the parent counts as other than the page: it is stored, and heals that.
 //!
-//! Memory: 16 bytes for each run of pages that are new or zero, what `disk.rs` says, and what a layer's writer holds.
+//! Deltas are stored behind all others, so that they share frames with one another: a frame with a delta in it is no base for the next snapshot, and costs its bases to
+//! read.
+//!
+//! Memory: 16 bytes for each run of pages that are new or zero, 8 for each that may become a delta, what `disk.rs` says, and what a layer's writer holds.
 //!
 //! Invariant 6 as everywhere: the layer is durable before the header is begun; the name is the caller's to commit, last. The source is read twice
 //! where there is a disk: it stands still, as a paused guest's memory does.
+
+mod storing;
 
 use std::sync::Arc;
 
@@ -25,9 +30,11 @@ use cowslip_snapshot::header::Merged;
 use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::sparse::SparseFile;
 use cowslip_snapshot::{
-    DiffFigures, Header, HeaderSpec, Image, LayerWriter, MADE_BY, MapRun, Store, StoreError, Target,
+    DiffFigures, Header, HeaderSpec, Image, LayerSummary, MADE_BY, MapRun, Store, StoreError,
+    Target,
 };
 
+use self::storing::Storing;
 use crate::choice::{Compared, compare, within_budget};
 use crate::disk::{DiskBlocks, Wanted};
 
@@ -58,7 +65,7 @@ pub struct MemorySpec<'a> {
 pub struct MemoryFigures {
     /// Of the whole memory.
     pub pages: u64,
-    /// That may have changed: each of them is one of the following four.
+    /// That may have changed: each of them is one of the following five.
     pub looked_at: u64,
     /// Zeros.
     pub zero: u64,
@@ -66,8 +73,12 @@ pub struct MemoryFigures {
     pub same: u64,
     /// Equal to a block of the disk, and mapped to that.
     pub disk: u64,
-    /// Stored.
+    /// Stored as they are.
     pub payload: u64,
+    /// Stored as deltas.
+    pub delta: u64,
+    /// What the deltas take, in bytes: a part of the layer that was stored.
+    pub delta_bytes: u64,
     /// Zeros where the parent has other bytes.
     pub newly_zero: u64,
     /// Frames of the disk that the map leads to.
@@ -77,7 +88,7 @@ pub struct MemoryFigures {
 impl MemoryFigures {
     /// Pages that are other than the parent's.
     pub fn changed(&self) -> u64 {
-        self.newly_zero + self.disk + self.payload
+        self.newly_zero + self.disk + self.payload + self.delta
     }
 }
 
@@ -119,15 +130,21 @@ pub fn seal(
     };
     sealing.compare_all()?;
     let (changes, layer) = sealing.store_new(lease)?;
-    let figures = sealing.figures;
+    let mut figures = sealing.figures;
+    if let Some(layer) = &layer {
+        figures.delta = layer.delta_blocks.0;
+        figures.delta_bytes = layer.delta_bytes;
+        figures.payload = layer.blocks.0 - figures.delta;
+    }
+    figures.disk = sealing.new_pages() - figures.payload - figures.delta;
     let header = HeaderSpec {
         parent: spec.parent.map(|header| &**header),
         size_bytes: spec.size_bytes,
         block_size: PAGE,
         changes: &changes,
-        layer: layer.map(LayerWriter::finish).transpose()?,
+        layer,
         figures: DiffFigures {
-            dirty_blocks: figures.payload,
+            dirty_blocks: figures.payload + figures.delta,
             zero_blocks: figures.newly_zero,
             same_blocks: figures.same,
         },
@@ -265,6 +282,10 @@ impl Sealing<'_> {
         Ok(read.is_ok().then_some(before))
     }
 
+    fn new_pages(&self) -> u64 {
+        self.new.iter().map(|run| run.count().0).sum()
+    }
+
     fn zero(&mut self, pages: BlockRange) -> Result<(), StoreError> {
         self.figures.zero += pages.count().0;
         let Some(parent) = self.spec.parent.filter(|_| !pages.is_empty()) else {
@@ -286,7 +307,7 @@ impl Sealing<'_> {
     fn store_new(
         &mut self,
         lease: &Lease,
-    ) -> Result<(Vec<MapRun>, Option<LayerWriter>), StoreError> {
+    ) -> Result<(Vec<MapRun>, Option<LayerSummary>), StoreError> {
         let disk = match self.spec.disk {
             Some(disk) if self.looking && !self.new.is_empty() => {
                 let blocks = DiskBlocks::of(disk)?;
@@ -300,40 +321,19 @@ impl Sealing<'_> {
         };
         let frames = within_budget(&self.wanted.by_frame(), self.spec.disk_frames_max);
         self.figures.disk_frames = frames.len() as u64;
-        let mut changes = Merged::default();
-        let mut layer: Option<LayerWriter> = None;
-        let mut page_bytes = vec![0; PAGE.bytes_usize()];
+        let mut storing = Storing::new(self.store, lease, self.spec, self.parent.as_ref());
         let total: u64 = self.new.iter().map(|run| PAGE.bytes_of(*run).len()).sum();
-        let mut done = 0;
-        for page in self.new.iter().flat_map(|run| run.iter()) {
-            let place = self.wanted.place(page.0);
-            let place = place.filter(|place| frames.contains(&place.frame()));
-            let to = match (&disk, place) {
-                (Some(disk), Some(place)) => {
-                    self.figures.disk += 1;
-                    disk.target(place)
-                }
-                _ => {
-                    self.figures.payload += 1;
-                    let layer = match &mut layer {
-                        Some(layer) => layer,
-                        none => none.insert(self.store.layer_writer(lease, PAGE)?),
-                    };
-                    self.spec
-                        .source
-                        .read(PAGE.offset_of(page).0, &mut page_bytes)?;
-                    let at = layer.push(&page_bytes)?;
-                    Target::Layer { id: layer.id(), at }
-                }
-            };
-            let blocks = BlockRange::one(page);
-            changes.push(MapRun { blocks, to });
-            done += u64::from(PAGE.bytes());
-            if done % (1 << 20) == 0 || done == total {
-                (self.progress)(Step::Store, done, total);
-            }
+        let mut tell = |done| (self.progress)(Step::Store, done, total);
+        for run in &self.new {
+            storing.pages(*run, &mut tell, &mut |page| {
+                let place = self.wanted.place(page.0);
+                let place = place.filter(|place| frames.contains(&place.frame()))?;
+                disk.as_ref().map(|disk| disk.target(place))
+            })?;
         }
-        let mut all = [changes.runs(), self.zeros.runs()].concat();
+        let (mut all, layer) = storing.finish(&mut tell)?;
+        tell(total);
+        all.extend(self.zeros.runs());
         all.sort_unstable_by_key(|run| run.blocks.start);
         Ok((all, layer))
     }

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::Context;
 use crate::args::Gc;
-use crate::failure::Failure;
-use crate::report::{Unit, advance, bytes};
+use crate::failure::{Failure, Kind};
+use crate::report::{Unit, advance, bytes, complain};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -15,6 +15,8 @@ struct Report<'a> {
     removed: Vec<Object<'a>>,
     kept_layers: u64,
     kept_headers: u64,
+    /// Layers that are needed, and cannot tell which others they need: no layer was removed.
+    damaged: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -50,8 +52,19 @@ pub(super) fn run(context: &Context, args: &Gc) -> Result<(), Failure> {
         removed: collected.removed.iter().map(Object::of).collect(),
         kept_layers: collected.kept_layers,
         kept_headers: collected.kept_headers,
+        damaged: &collected.damaged,
     };
-    context.report.result(&report, || text(&report))
+    context.report.result(&report, || text(&report))?;
+    for damage in report.damaged {
+        complain(damage);
+    }
+    if !report.damaged.is_empty() {
+        let what = "no layer was removed: what damaged ones need is not known";
+        return Err(
+            Failure::new(Kind::Corrupt, what).hint("`cowslip repair`, or `rm` what needs them")
+        );
+    }
+    Ok(())
 }
 
 fn text(report: &Report<'_>) -> String {

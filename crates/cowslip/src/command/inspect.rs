@@ -1,9 +1,12 @@
 //! `cowslip inspect`: what a snapshot is made of, and what it added to the store.
 
+use std::collections::BTreeSet;
+
 use cowslip_memory::seal::{MemoryClasses, classes};
 use cowslip_snapshot::header::Header;
+use cowslip_snapshot::ids::LayerId;
 use cowslip_snapshot::parts::Part;
-use cowslip_snapshot::store::Snapshot;
+use cowslip_snapshot::store::{Snapshot, Store};
 use serde::Serialize;
 
 use super::Context;
@@ -17,6 +20,8 @@ struct Inspected {
     info: Info,
     /// The layers that the image depends on, those with most blocks first.
     layers: Vec<LayerUse>,
+    /// Those that it depends on only because deltas are made against blocks of theirs.
+    base_layers: Vec<LayerId>,
     /// Of a memory: where its pages are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pages: Option<Pages>,
@@ -73,20 +78,36 @@ pub(super) fn run(context: &Context, args: &Image) -> Result<(), Failure> {
     let uses = header.layers()?.into_iter();
     let mut layers: Vec<_> = uses.map(|(id, blocks)| LayerUse { id, blocks }).collect();
     layers.sort_by_key(|layer| std::cmp::Reverse(layer.blocks));
+    let base_layers = base_layers(&store, &layers);
     let parts = PartInfo::all(&store, &snapshot);
     let inspected = Inspected {
         info,
         layers,
+        base_layers,
         pages: Pages::of(&snapshot, header)?,
         parts,
     };
     context.report.result(&inspected, || text(&inspected))
 }
 
+/// What the deltas in these are made against, and the image does not lead to.
+fn base_layers(store: &Store, layers: &[LayerUse]) -> Vec<LayerId> {
+    let mut bases = BTreeSet::new();
+    for layer in layers {
+        // What cannot be opened is for `verify` to say.
+        if let Ok(layer) = store.open_layer(layer.id) {
+            bases.extend(layer.bases().iter().copied());
+        }
+    }
+    bases.retain(|id| !layers.iter().any(|layer| layer.id == *id));
+    bases.into_iter().collect()
+}
+
 fn text(
     Inspected {
         info,
         layers,
+        base_layers,
         pages,
         parts,
     }: &Inspected,
@@ -121,6 +142,8 @@ fn text(
         );
         lines.push(("layer", held));
     }
+    let only_bases = base_layers.iter();
+    lines.extend(only_bases.map(|id| ("layer", format!("{id}  for deltas only"))));
     lines.extend(pages.iter().map(|pages| ("pages", pages.text())));
     // A disk alone says nothing more.
     if parts.len() > 1 {

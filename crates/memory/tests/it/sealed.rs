@@ -284,22 +284,26 @@ proptest! {
             zero: count(&|i| twin[i] == Twin::Nil),
             same: count(&|i| twin[i] == Twin::Parent),
             disk: count(&|i| matches!(twin[i], Twin::Disk(..))),
-            payload: count(&|i| twin[i] == Twin::Payload),
+            // Which of those that are stored are deltas is not the twin's business.
+            payload: count(&|i| twin[i] == Twin::Payload) - figures.delta,
+            delta: figures.delta,
+            delta_bytes: figures.delta_bytes,
             newly_zero: count(&|i| twin[i] == Twin::Nil && before(i) != 0),
             disk_frames: frames.len() as u64,
         };
         prop_assert_eq!(figures, want);
-        prop_assert_eq!(figures.looked_at, figures.zero + figures.same + figures.disk + figures.payload);
+        prop_assert_eq!(figures.looked_at, figures.zero + figures.same + figures.disk + figures.payload + figures.delta);
         let meta = header.meta().figures;
-        prop_assert_eq!((meta.dirty_blocks, meta.zero_blocks, meta.same_blocks), (want.payload, want.newly_zero, want.same));
+        let stored = want.payload + want.delta;
+        prop_assert_eq!((meta.dirty_blocks, meta.zero_blocks, meta.same_blocks), (stored, want.newly_zero, want.same));
         // The classes, from the map alone. A page of the parent's is never the disk's here.
         let found = classes(&header, disk.as_deref()).unwrap();
         let zero = targets(&header).iter().filter(|to| **to == Target::Zero).count() as u64;
         prop_assert_eq!(found, MemoryClasses {
             zero,
-            own: want.payload,
+            own: stored,
             disk: want.disk,
-            older: twin.len() as u64 - zero - want.payload - want.disk,
+            older: twin.len() as u64 - zero - stored - want.disk,
         });
     }
 }
@@ -337,6 +341,60 @@ fn what_makes_no_sense_is_refused() {
     rig.reads_as(&same, &memory);
     assert_eq!((figures.looked_at, figures.changed()), (0, 0));
     assert!(same.meta().own_layer.is_none());
+}
+
+/// Bytes that do not compress.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Three generations: what was a delta is one against the same page again.
+#[test]
+fn pages_like_the_parents_are_deltas() {
+    let rig = Rig::new();
+    let mut memory = noise(1, 64 * UNIT);
+    let seal = |memory: &[u8], parent: Option<&Arc<Header>>| {
+        rig.seal(memory, parent, None, None, 0).unwrap()
+    };
+    let (first, figures) = seal(&memory, None);
+    assert_eq!((figures.payload, figures.delta), (64, 0));
+    let base = first.meta().own_layer.unwrap();
+    let mut parent = first;
+    for round in 0..3 {
+        // 40 pages with 16 bytes of their own, 5 that are others, one that is zeros.
+        for n in 0..40 {
+            memory[n * UNIT + 100 * round..][..16].fill(u8::try_from(round).unwrap());
+        }
+        memory[40 * UNIT..45 * UNIT].copy_from_slice(&noise(50 + round as u64, 5 * UNIT));
+        memory[45 * UNIT..46 * UNIT].fill(0);
+        let (header, figures) = seal(&memory, Some(&parent));
+        assert_eq!((figures.payload, figures.delta), (5, 40), "{figures:?}");
+        assert!(
+            figures.delta_bytes < 5 * UNIT as u64 + 40 * 150,
+            "{figures:?}"
+        );
+        assert_eq!(header.meta().figures.dirty_blocks, 45);
+        assert_eq!(classes(&header, None).unwrap().own, 45);
+        rig.reads_as(&header, &memory);
+        let own = header.meta().own_layer.unwrap();
+        assert_eq!(rig.store.open_layer(own).unwrap().bases(), [base]);
+        parent = header;
+    }
+    // A page that stands alone in a frame of its own kind is a base as any other.
+    let more: Vec<u8> = [memory.clone(), noise(9, 16 * UNIT)].concat();
+    let (alone, _) = seal(&more, None);
+    let mut other = more.clone();
+    other[70 * UNIT] ^= 1;
+    let (header, figures) = seal(&other, Some(&alone));
+    assert_eq!((figures.payload, figures.delta), (0, 1));
+    rig.reads_as(&header, &other);
 }
 
 /// What is damaged of the disk is not pointed at, and what is of the parent is stored again.

@@ -32,7 +32,7 @@ pub(super) struct Imported<'a> {
     id: HeaderId,
     size_bytes: u64,
     page_size_bytes: u32,
-    /// Of the whole memory; those that may have changed, each of which is one of the four after the next; those that are other than the
+    /// Of the whole memory; those that may have changed, each of which is one of the five after the next; those that are other than the
     /// parent's.
     pages: u64,
     looked_at_pages: u64,
@@ -41,10 +41,13 @@ pub(super) struct Imported<'a> {
     same_pages: u64,
     disk_pages: u64,
     payload_pages: u64,
+    delta_pages: u64,
     /// Frames of the disk that the memory's map leads to.
     disk_frames: u64,
     /// What the memory added to the store.
     payload_bytes: u64,
+    /// What of that the deltas take.
+    delta_bytes: u64,
     header_bytes: u64,
     stored_bytes: u64,
     parts: Vec<PartInfo>,
@@ -209,8 +212,10 @@ impl<'a> Imported<'a> {
             same_pages: figures.same,
             disk_pages: figures.disk,
             payload_pages: figures.payload,
+            delta_pages: figures.delta,
             disk_frames: figures.disk_frames,
             payload_bytes: stored.payload,
+            delta_bytes: figures.delta_bytes,
             header_bytes: stored.header,
             stored_bytes: stored.total(),
             parts: PartInfo::all(store, snapshot),
@@ -219,7 +224,7 @@ impl<'a> Imported<'a> {
 
     pub(super) fn text(&self) -> String {
         let mut text = format!(
-            "imported {} ({} of memory): {} changed; of {}, {} are zero, {} as the parent's, {} on the disk, {} stored; stored {} (payload {}, header {})",
+            "imported {} ({} of memory): {} changed; of {}, {} are zero, {} as the parent's, {} on the disk, {} stored, {} as deltas ({}); stored {} (payload {}, header {})",
             self.name,
             bytes(self.size_bytes),
             count(self.changed_pages, "page"),
@@ -228,6 +233,8 @@ impl<'a> Imported<'a> {
             self.same_pages,
             self.disk_pages,
             self.payload_pages,
+            self.delta_pages,
+            bytes(self.delta_bytes),
             bytes(self.stored_bytes),
             bytes(self.payload_bytes),
             bytes(self.header_bytes),
