@@ -42,9 +42,15 @@ pub(super) struct May {
 }
 
 impl May {
-    pub(super) fn nothing(&self) {
-        for may in [&self.be_full, &self.fail, &self.be_gone, &self.forget] {
-            may.store(false, Ordering::SeqCst);
+    pub(super) fn nothing_but(&self, fail: bool, forget: bool) {
+        let all = [
+            (&self.be_full, false),
+            (&self.be_gone, false),
+            (&self.fail, fail),
+            (&self.forget, forget),
+        ];
+        for (may, is_so) in all {
+            may.store(is_so, Ordering::SeqCst);
         }
     }
 

@@ -114,6 +114,11 @@ impl<'a> Victim<'a> {
         }
     }
 
+    /// Does the session lie on it? A store beside the session is on the same disk.
+    fn is_the_sessions(&self, under: Under) -> bool {
+        under == Under::Session || self.session.is_none()
+    }
+
     /// The two, or the one.
     fn places(&self) -> impl Iterator<Item = &Place> {
         [&self.store].into_iter().chain(&self.session)
@@ -438,12 +443,10 @@ impl<'a> Victim<'a> {
             self.tally()
                 .over(&name, operations - before, errors - told, took);
         }
-        self.shared.may.nothing();
-        if !self.failed.is_empty() {
-            // Its file system may notice later, until it is mounted again.
-            self.shared.may.fail.store(true, Ordering::SeqCst);
-            self.shared.may.forget.store(true, Ordering::SeqCst);
-        }
+        // A file system below may notice later what failed, until it is mounted again.
+        let may_fail = !self.failed.is_empty();
+        let may_forget = self.failed.iter().any(|under| self.is_the_sessions(*under));
+        self.shared.may.nothing_but(may_fail, may_forget);
         if !self.places().any(Place::is_broken) {
             self.look_for_leaks()?;
         }

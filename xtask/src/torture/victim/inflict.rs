@@ -6,7 +6,7 @@ use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::client::Ask;
-use super::super::fault::{Fault, Under};
+use super::super::fault::Fault;
 use super::super::plans::By;
 use super::Victim;
 
@@ -39,9 +39,8 @@ impl Victim<'_> {
             Fault::FailWrites(under) | Fault::FailReads(under) => {
                 set(&may.fail);
                 self.snapshots.disk_fails();
-                // Also where it cannot be read: a write that needs to look where it goes fails then. A
-                // store beside the session is on the same disk.
-                if under == Under::Session || self.session.is_none() {
+                // Also where it cannot be read: a write that needs to look where it goes fails then.
+                if self.is_the_sessions(under) {
                     set(&may.forget);
                 }
                 let place = self.place(under);
