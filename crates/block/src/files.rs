@@ -171,11 +171,12 @@ pub trait File: Send + Sync + Debug {
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
 
     /// The same without room that was reserved, and never written: also where the kernel remembers that it was read, or that it could not be written.
+    /// As many of the next ones as one look tells, in order; none where there are no more.
     ///
     /// # Errors
     /// The file system's own.
-    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        self.next_data(offset)
+    fn next_written(&self, offset: u64) -> io::Result<Vec<(u64, u64)>> {
+        Ok(self.next_data(offset)?.into_iter().collect())
     }
 
     /// Makes the bytes as they are now survive a power cut (fdatasync).

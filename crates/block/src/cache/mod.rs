@@ -362,8 +362,9 @@ impl Cache {
     fn read_block(&self, block: BlockIndex, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let at = self.block_size().offset_of(block).0;
         self.file.read_at(bytes, at)?;
-        let is_hole = |data: Option<(u64, u64)>| {
-            data.is_none_or(|(start, _)| start >= at + bytes.len() as u64)
+        let is_hole = |data: Vec<(u64, u64)>| {
+            let first = data.first();
+            first.is_none_or(|(start, _)| *start >= at + bytes.len() as u64)
         };
         if is_zero(bytes) && is_hole(self.file.next_written(at)?) {
             let what = format!("the disk lost what was written to it: block {}", block.0);

@@ -1,5 +1,6 @@
 //! Recovery: from what a journal says to the states of the blocks.
 
+use std::collections::VecDeque;
 use std::io;
 
 use super::BlockState::{Dirty, Untouched, Zero, ZeroHeld};
@@ -106,13 +107,14 @@ fn holes_in_dirty(
     file: &dyn File,
 ) -> io::Result<Vec<BlockRange>> {
     let mut holes: Vec<BlockRange> = Vec::new();
+    let mut written = Written::of(file);
     let mut bytes = vec![0; size.bytes_usize()];
     for run in states.blocks_in(Dirty).expect(TRACKED) {
         let range = size.bytes_of(run);
         let mut at = range.start.0;
         while at < range.end.0 {
-            let (data, end) = match file.next_written(at)? {
-                Some((start, end)) if start < range.end.0 => (start, end),
+            let (data, end) = match written.next(at)? {
+                Some((start, end)) if start < range.end.0 => (start.max(at), end),
                 _ => (range.end.0, range.end.0),
             };
             for block in size.blocks_inside(ByteRange::new(at, data)).iter() {
@@ -130,6 +132,38 @@ fn holes_in_dirty(
         }
     }
     Ok(holes)
+}
+
+/// What was written of a file, asked for from its start to its end: each extent is looked for once, however many runs lie in it.
+struct Written<'a> {
+    file: &'a dyn File,
+    ahead: VecDeque<(u64, u64)>,
+    /// There is nothing behind those.
+    is_all: bool,
+}
+
+impl<'a> Written<'a> {
+    fn of(file: &'a dyn File) -> Self {
+        Self {
+            file,
+            ahead: VecDeque::new(),
+            is_all: false,
+        }
+    }
+
+    /// The extent that ends behind this offset, which no later one is before.
+    fn next(&mut self, at: u64) -> io::Result<Option<(u64, u64)>> {
+        loop {
+            while self.ahead.front().is_some_and(|(_, end)| *end <= at) {
+                self.ahead.pop_front();
+            }
+            if self.is_all || !self.ahead.is_empty() {
+                return Ok(self.ahead.front().copied());
+            }
+            self.ahead.extend(self.file.next_written(at)?);
+            self.is_all = self.ahead.is_empty();
+        }
+    }
 }
 
 /// Invariant 2, after a power cut: a mark without its bytes does not count.
@@ -150,4 +184,37 @@ fn apply_what_is_there(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::files::RealFile;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// As if each were asked for by itself.
+        #[test]
+        fn what_was_written_is_found_from_wherever_it_is_asked_for(blocks in prop::collection::btree_set(0u64..600, 0..400), asked in prop::collection::btree_set(0u64..700, 0..100)) {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(700 * 4096).unwrap();
+            blocks.iter().for_each(|block| file.write_all_at(&[7; 4096], block * 4096).unwrap());
+            file.sync_all().unwrap();
+            let file = RealFile::from(std::os::fd::OwnedFd::from(file));
+            let mut written = Written::of(&file);
+            for at in asked {
+                let found = written.next(at * 4096).unwrap();
+                let first = blocks.range(at..).next();
+                prop_assert_eq!(found.is_some(), first.is_some());
+                if let (Some((start, end)), Some(first)) = (found, first) {
+                    prop_assert!((start..end).contains(&(first * 4096)), "{start} {end} {first}");
+                    prop_assert!(start.max(at * 4096) == first * 4096);
+                }
+            }
+        }
+    }
 }

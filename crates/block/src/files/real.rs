@@ -10,7 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::sys::next_extent;
+use super::sys::next_extents;
 use super::{Access, Dir, File, Identity, Lock};
 
 /// A directory of the real file system.
@@ -265,10 +265,12 @@ impl File for RealFile {
         Ok(Some((start, sys::seek(&self.0, SeekFrom::Hole(start))?)))
     }
 
-    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        match next_extent(&self.0, offset) {
+    fn next_written(&self, offset: u64) -> io::Result<Vec<(u64, u64)>> {
+        match next_extents(&self.0, offset) {
             // A file system without extents: what it reserves it writes.
-            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::BADR) => self.next_data(offset),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::BADR) => {
+                Ok(self.next_data(offset)?.into_iter().collect())
+            }
             other => Ok(other?),
         }
     }

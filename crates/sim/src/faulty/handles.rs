@@ -204,7 +204,7 @@ impl File for FaultyFile {
         self.call(Call::NextData, || self.inner.next_data(offset))
     }
 
-    fn next_written(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+    fn next_written(&self, offset: u64) -> io::Result<Vec<(u64, u64)>> {
         self.call(Call::NextData, || self.inner.next_written(offset))
     }
 
