@@ -2,7 +2,7 @@
 //!
 //! `control.sock` in the session's directory; one request a connection, one JSON object a line.
 //! A client sends a [`Request`]; the server answers with any number of `goes_on`, `progress` and `retrying`
-//! lines, and ends with one of the others. A client that leaves changes nothing, but for one that holds a guest and leaves before it goes on. The socket is bound and reached through an open handle of the directory
+//! lines, and ends with one of the others. A client that leaves changes nothing, but for one that holds a guest, and has not said that it did. The socket is bound and reached through an open handle of the directory
 //! (`/proc/self/fd/N/control.sock`), so that the length of its path does not matter: a unix
 //! socket's address has room for 107 bytes (unix(7)).
 
@@ -21,8 +21,6 @@ use cowslip_snapshot::ids::SnapshotName;
 use cowslip_snapshot::seal::SealError;
 use cowslip_snapshot::session::{Seal, Session, SessionError, SnapshotOptions};
 use cowslip_snapshot::store::Store;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -46,7 +44,8 @@ pub(crate) enum Request {
         replace: bool,
         dedup: bool,
         fs_aware: bool,
-        /// The client holds the guest until it is told that it goes on. Where it cannot any more it hangs up first: nothing is stored then.
+        /// The client holds the guest until it is told that it goes on; then it says, in a line, that it was held until now. Without that nothing is stored.
+        #[serde(default)]
         held: bool,
     },
     Cancel {
@@ -203,7 +202,8 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
     let timeouts = stream
         .set_read_timeout(Some(SILENCE))
         .and_then(|()| stream.set_write_timeout(Some(SILENCE)));
-    let request = timeouts.and_then(|()| read_line(&mut BufReader::new(stream)));
+    let mut reader = BufReader::new(stream);
+    let request = timeouts.and_then(|()| read_line(&mut reader));
     let request = match request.and_then(|line| Ok(serde_json::from_slice::<Request>(&line)?)) {
         Ok(request) => request,
         Err(error) => {
@@ -221,13 +221,17 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
             fs_aware,
             held,
         } => {
-            let held = held.then_some(stream);
             let options = SnapshotOptions {
                 replace,
                 dedup,
                 fs_aware,
+                unconfirmed: held,
             };
-            take(session, store, &name, &options, held, &say).map(Answer::Done)
+            let was_held = || {
+                say(&Answer::GoesOn);
+                read_line(&mut reader).is_ok()
+            };
+            take(session, store, &name, &options, was_held, &say).map(Answer::Done)
         }
         Request::Cancel { name } => cancel(session, &name, &say).map(|()| Answer::Cancelled),
     };
@@ -260,33 +264,26 @@ fn take(
     store: &Arc<Store>,
     name: &str,
     options: &SnapshotOptions,
-    held: Option<&UnixStream>,
+    was_held: impl FnOnce() -> bool,
     say: &dyn Fn(&Answer),
 ) -> Result<Taken, Failure> {
     let name = parse(name)?;
     let begun = Instant::now();
     let over = session.newest();
     let seal = session.freeze(&name, options)?;
-    if let Some(client) = held {
-        if has_gone(client) {
-            let seal = session.cancel(&name)?;
+    if options.unconfirmed {
+        if !was_held()
+            && let Ok(seal) = session.cancel(&name)
+        {
             cancelled(&seal, wait(session, &seal, say))?;
-            return Err(Failure::failed("whoever held the guest has gone"));
+            return Err(Failure::failed("nobody held the guest until now"));
         }
-        say(&Answer::GoesOn);
+        // Where it cannot be given up it is stored all the same: its blocks are nowhere else.
+        session.confirm(&seal);
     }
     let header = wait(session, &seal, say)?;
     let taken = Taken::new(store, &header, &over, &seal, begun.elapsed());
     Ok(taken.fs_aware(options.fs_aware, &seal))
-}
-
-/// Has it hung up?
-fn has_gone(client: &UnixStream) -> bool {
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    !matches!(
-        recv(client, &mut [0; 1][..], flags),
-        Err(Errno::AGAIN | Errno::INTR) | Ok((1.., _))
-    )
 }
 
 fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {
@@ -353,14 +350,14 @@ pub(crate) fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
 }
 
 /// The client's side: asks the server of this session directory. `hear` is told of each answer that is
-/// not the last, and ends the conversation by failing. Where a guest is held, it goes on in this time, or the conversation ends.
+/// not the last, may say something itself, and ends the conversation by failing. Where a guest is held, it goes on in this time, or the conversation ends.
 ///
 /// Nothing where no server listens there.
 pub(crate) fn ask(
     dir: &RealDir,
     request: &Request,
     held_for: Option<Duration>,
-    hear: &mut dyn FnMut(Answer) -> Result<(), Failure>,
+    hear: &mut dyn FnMut(Answer, &mut dyn Write) -> Result<(), Failure>,
 ) -> Option<Result<Answer, Failure>> {
     let stream = UnixStream::connect(short_path(dir)).ok()?;
     // Zero would mean for ever.
@@ -371,11 +368,16 @@ pub(crate) fn ask(
     Some(converse(&stream, request, hear))
 }
 
+/// Does a server listen there?
+pub(crate) fn is_served(dir: &RealDir) -> bool {
+    UnixStream::connect(short_path(dir)).is_ok()
+}
+
 /// What the server of this session directory says of its session; nothing where none answers.
 pub(crate) fn status(dir: &RealDir) -> Option<Live> {
     let stream = UnixStream::connect(short_path(dir)).ok()?;
     stream.set_read_timeout(Some(SILENCE)).ok()?;
-    match converse(&stream, &Request::Status, &mut |_| Ok(())) {
+    match converse(&stream, &Request::Status, &mut |_, _| Ok(())) {
         Ok(Answer::Live(live)) => Some(live),
         _ => None,
     }
@@ -403,11 +405,11 @@ impl Patience {
 fn converse(
     mut stream: &UnixStream,
     request: &Request,
-    hear: &mut dyn FnMut(Answer) -> Result<(), Failure>,
+    hear: &mut dyn FnMut(Answer, &mut dyn Write) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::failed(
-            "the server did not answer in time; what was held for it goes on, and nothing is stored",
+            "the server did not answer in time: what was held for it goes on, and nothing is stored",
         ),
         _ => Failure::failed(format!("the server went away: {error}"))
             .hint("the snapshot is finished when the session is served again"),
@@ -422,9 +424,11 @@ fn converse(
             Answer::Failed(failure) => return Err(failure),
             Answer::GoesOn => {
                 stream.set_read_timeout(None).map_err(lost)?;
-                hear(Answer::GoesOn)?;
+                hear(Answer::GoesOn, &mut stream)?;
             }
-            more @ (Answer::Progress { .. } | Answer::Retrying(_)) => hear(more)?,
+            more @ (Answer::Progress { .. } | Answer::Retrying(_)) => {
+                hear(more, &mut stream)?;
+            }
             last => return Ok(last),
         }
     }

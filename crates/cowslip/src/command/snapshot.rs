@@ -1,6 +1,7 @@
 //! `cowslip snapshot`: asks the server of a session for a snapshot, or takes it from a session at
 //! rest.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) fn run(context: &Context, args: &Snapshot) -> Result<(), Failure> {
     let dir = RealDir::open(&args.session).map_err(|e| Failure::file(&args.session, &e))?;
     let dir = Arc::new(dir);
-    let mut held = Held::begin(args)?;
+    let mut held = Held::new(args);
     let bar = context.report.progress("sealing", Unit::Blocks);
     let answer = ask_or_do(context, args, &dir, &mut held, &bar);
     bar.finish_and_clear();
@@ -48,21 +49,44 @@ pub(super) fn run(context: &Context, args: &Snapshot) -> Result<(), Failure> {
 }
 
 /// A guest that is held until the snapshot is taken, if one is.
-struct Held {
+struct Held<'a> {
+    before: Option<&'a str>,
+    after: Option<&'a str>,
     pause: Option<Pause>,
     /// How letting it go failed: told when the snapshot is stored.
     failed: Option<Failure>,
 }
 
-impl Held {
-    fn begin(args: &Snapshot) -> Result<Self, Failure> {
-        let (before, after) = (args.before.as_deref(), args.after.as_deref());
-        let is_wanted = before.is_some() || after.is_some();
-        let pause = is_wanted.then(|| Pause::begin(before, after));
-        Ok(Self {
-            pause: pause.transpose()?,
+impl<'a> Held<'a> {
+    fn new(args: &'a Snapshot) -> Self {
+        Self {
+            before: args.before.as_deref(),
+            after: args.after.as_deref(),
+            pause: None,
             failed: None,
-        })
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.before.is_some() || self.after.is_some()
+    }
+
+    /// As late as can be: nobody is held while something else is waited for.
+    fn hold(&mut self) -> Result<(), Failure> {
+        if self.is_wanted() {
+            self.pause = Some(Pause::begin(self.before, self.after)?);
+        }
+        Ok(())
+    }
+
+    /// It was held until now, which is said while it is.
+    fn was_held(&self, say: &mut dyn Write) {
+        if let Some(pause) = &self.pause {
+            pause.while_held(|| {
+                // That it cannot be said, the next read tells.
+                drop(say.write_all(b"held\n"));
+            });
+        }
     }
 
     fn go_on(&mut self) {
@@ -77,7 +101,7 @@ fn ask_or_do(
     context: &Context,
     args: &Snapshot,
     dir: &Arc<RealDir>,
-    held: &mut Held,
+    held: &mut Held<'_>,
     bar: &ProgressBar,
 ) -> Result<Answer, Failure> {
     let name = args.name.to_string();
@@ -88,11 +112,11 @@ fn ask_or_do(
             replace: args.replace,
             dedup: !args.no_dedup,
             fs_aware: args.fs_aware,
-            held: held.pause.is_some(),
+            held: held.is_wanted(),
         },
     };
-    let held_for = held.pause.is_some().then_some(args.pause_timeout);
-    let give_up = Instant::now() + held_for.unwrap_or(PATIENCE);
+    let held_for = held.is_wanted().then_some(args.pause_timeout);
+    let give_up = Instant::now() + PATIENCE;
     loop {
         let mut patience = Patience {
             context,
@@ -100,16 +124,23 @@ fn ask_or_do(
             bar,
             failed_first: None,
         };
-        let mut hear = |answer| match answer {
-            Answer::GoesOn => {
-                held.go_on();
-                Ok(())
+        let is_served = !held.is_wanted() || control::is_served(dir);
+        if is_served {
+            held.hold()?;
+            let mut hear = |answer, say: &mut dyn Write| match answer {
+                Answer::GoesOn => {
+                    held.was_held(say);
+                    held.go_on();
+                    Ok(())
+                }
+                other => patience.hear(other),
+            };
+            if let Some(answer) = control::ask(dir, &request, held_for, &mut hear) {
+                return answer;
             }
-            other => patience.hear(other),
-        };
-        let left = held_for.map(|_| give_up.saturating_duration_since(Instant::now()));
-        if let Some(answer) = control::ask(dir, &request, left, &mut hear) {
-            return answer;
+            if held.is_wanted() {
+                return Err(Failure::failed("the server went away; nothing is stored"));
+            }
         }
         match at_rest(context, args, dir, held, bar) {
             Err(SessionOr::InUse) if Instant::now() < give_up => {
@@ -201,7 +232,7 @@ fn at_rest(
     context: &Context,
     args: &Snapshot,
     dir: &Arc<RealDir>,
-    held: &mut Held,
+    held: &mut Held<'_>,
     bar: &ProgressBar,
 ) -> Result<Answer, SessionOr> {
     let manifest = Manifest::read(&**dir)?.ok_or(SessionError::NotASession)?;
@@ -234,7 +265,7 @@ fn take_at_rest(
     session: &Arc<Session>,
     store: &Arc<Store>,
     args: &Snapshot,
-    held: &mut Held,
+    held: &mut Held<'_>,
     bar: &ProgressBar,
 ) -> Result<Taken, Failure> {
     let _workers = Workers::start(session, |_| {}).map_err(|e| Failure::failed(e.to_string()))?;
@@ -255,8 +286,10 @@ fn take_at_rest(
         replace: args.replace,
         dedup: !args.no_dedup,
         fs_aware: args.fs_aware,
+        unconfirmed: false,
     };
     let over = session.newest();
+    held.hold()?;
     let seal = session.freeze(&args.name, &options)?;
     held.go_on();
     let taken = |header: &Header| {

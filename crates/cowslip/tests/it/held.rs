@@ -99,6 +99,16 @@ fn patience_has_an_end_and_then_there_is_no_snapshot() {
     let told = said(&output);
     assert!(told.contains("goes on, and nothing is stored"), "{told}");
     assert_eq!(world.steps(), "paused\nresumed\n");
+    // The same where the server hears of it while it is let go: nobody says that it was held until now.
+    kill_process(served.pid(), Signal::STOP).unwrap();
+    let let_go =
+        "kill -TERM $PPID; kill -CONT ".to_owned() + &served.pid().as_raw_nonzero().to_string();
+    let output = world.held(
+        "late --pause-timeout 200ms",
+        ":",
+        &format!("{let_go}; sleep 0.5"),
+    );
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     // What was asked for first is dealt with first, and holds up nobody.
     world.0.ok("snapshot s two");
     served.end();

@@ -26,6 +26,8 @@ pub struct SnapshotOptions {
     /// Leave out blocks that what is inside the device does not need; refused, once it is frozen, where that is not
     /// certain.
     pub fs_aware: bool,
+    /// Nothing is stored before [`Session::confirm`] says that it is to be. A session that is opened again after a kill does not ask: it is stored.
+    pub unconfirmed: bool,
 }
 
 impl Default for SnapshotOptions {
@@ -34,6 +36,7 @@ impl Default for SnapshotOptions {
             replace: false,
             dedup: true,
             fs_aware: false,
+            unconfirmed: false,
         }
     }
 }
@@ -90,7 +93,7 @@ impl Session {
             return Err(error);
         }
         let freeze = self.overlay.freeze(Arc::new(top));
-        let seal = Arc::new(Seal::new(name.clone(), freeze.held));
+        let seal = Arc::new(Seal::new(name.clone(), freeze.held, options.unconfirmed));
         locked(&self.state).queue.push_back(Arc::clone(&seal));
         self.queued.notify_all();
         Ok(seal)
@@ -112,6 +115,14 @@ impl Session {
             }
             other => other,
         }
+    }
+
+    /// A snapshot that was to wait for this is stored.
+    pub fn confirm(&self, seal: &Seal) {
+        let state = locked(&self.state);
+        seal.confirm();
+        self.queued.notify_all();
+        drop(state);
     }
 
     /// What the next snapshot will be made over: the last that was asked for, unless that is given up,

@@ -55,6 +55,8 @@ struct Fate {
     cancelled: bool,
     /// Since the last attempt: the next is due.
     just_cancelled: bool,
+    /// No attempt is made yet.
+    unconfirmed: bool,
     outcome: Option<Result<Arc<Header>, Arc<SealError>>>,
 }
 
@@ -74,7 +76,11 @@ pub(super) struct Work {
 
 impl Seal {
     /// One that was just asked for.
-    pub(super) fn new(name: SnapshotName, held: Duration) -> Self {
+    pub(super) fn new(name: SnapshotName, held: Duration, unconfirmed: bool) -> Self {
+        let fate = Fate {
+            unconfirmed,
+            ..Fate::default()
+        };
         Self {
             name,
             held,
@@ -82,7 +88,7 @@ impl Seal {
             total_blocks: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
             unneeded_blocks: AtomicU64::new(0),
-            fate: Mutex::default(),
+            fate: Mutex::new(fate),
             ended: Condvar::new(),
             work: Mutex::default(),
         }
@@ -97,7 +103,7 @@ impl Seal {
         };
         Self {
             work: Mutex::new(work),
-            ..Self::new(name, Duration::ZERO)
+            ..Self::new(name, Duration::ZERO, false)
         }
     }
 
@@ -155,8 +161,18 @@ impl Seal {
         (fate.cancelled, fate.just_cancelled) = (true, true);
     }
 
+    pub(super) fn confirm(&self) {
+        locked(&self.fate).unconfirmed = false;
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         locked(&self.fate).cancelled
+    }
+
+    /// Is it not to be stored yet, nor to be given up?
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        let fate = locked(&self.fate);
+        fate.unconfirmed && !fate.cancelled
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -167,8 +183,10 @@ impl Seal {
     pub(super) fn due_in(&self) -> Duration {
         let fate = locked(&self.fate);
         match fate.attempts.next_at {
-            Some(at) if !fate.just_cancelled => at.saturating_duration_since(Instant::now()),
-            _ => Duration::ZERO,
+            _ if fate.just_cancelled => Duration::ZERO,
+            _ if fate.unconfirmed => LONGEST_PAUSE,
+            Some(at) => at.saturating_duration_since(Instant::now()),
+            None => Duration::ZERO,
         }
     }
 
@@ -215,7 +233,7 @@ mod tests {
 
     #[test]
     fn an_attempt_is_due_at_once_then_after_a_pause_and_when_it_is_cancelled() {
-        let seal = Seal::new("one".parse().unwrap(), Duration::ZERO);
+        let seal = Seal::new("one".parse().unwrap(), Duration::ZERO, false);
         assert_eq!(seal.due_in(), Duration::ZERO);
         for _ in 0..8 {
             seal.failed(SealError::Session("the disk is full".into()));
@@ -227,5 +245,16 @@ mod tests {
         assert_eq!(seal.due_in(), Duration::ZERO);
         seal.failed(SealError::Session("nor can it be cancelled".into()));
         assert!(seal.due_in() > LONGEST_PAUSE / 2);
+    }
+
+    #[test]
+    fn none_is_made_before_it_is_confirmed_or_cancelled() {
+        let unconfirmed = || Seal::new("one".parse().unwrap(), Duration::ZERO, true);
+        let [confirmed, cancelled] = [unconfirmed(), unconfirmed()];
+        assert_eq!(confirmed.due_in(), LONGEST_PAUSE);
+        confirmed.confirm();
+        assert_eq!(confirmed.due_in(), Duration::ZERO);
+        cancelled.cancel();
+        assert_eq!(cancelled.due_in(), Duration::ZERO);
     }
 }

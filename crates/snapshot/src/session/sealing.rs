@@ -45,8 +45,8 @@ impl Session {
             return false;
         };
         let mut work = seal.work();
-        if seal.has_ended() {
-            // Another thread was faster.
+        if seal.has_ended() || seal.is_unconfirmed() {
+            // Another thread was faster; or it may never be stored.
             return false;
         }
         let outcome = match self.attempt(&seal, &mut work) {

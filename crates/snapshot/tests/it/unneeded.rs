@@ -18,6 +18,7 @@ const AWARE: SnapshotOptions = SnapshotOptions {
     replace: false,
     dedup: true,
     fs_aware: true,
+    unconfirmed: false,
 };
 
 fn write(world: &World, at: usize, bytes: &[u8]) {
