@@ -205,23 +205,42 @@ impl Guest {
     /// # Errors
     /// [`CaptureError`]: what was harvested is lost, see [`Self::lose`].
     pub fn copy(&self, process: &Process, harvest: &Harvest) -> Result<(), CaptureError> {
-        let page = self.page_bytes();
-        let batch = (BATCH_BYTES / page).max(1);
+        let batch = (BATCH_BYTES / self.page_bytes()).max(1);
         let mut bytes = Vec::new();
         for run in &harvest.dirty {
-            for (part, addresses) in self.regions.addresses_of(*run) {
-                for start in (part.start.0..part.end.0).step_by(index(batch)) {
-                    let pages = BlockRange::new(start, part.end.0.min(start + batch));
-                    bytes.resize(index(pages.count().0 * page), 0);
-                    let at = addresses.start + (start - part.start.0) * page;
-                    let read = process.read(at, &mut bytes);
-                    if !self.keep(pages, &bytes, read) {
+            for start in (run.start.0..run.end.0).step_by(index(batch)) {
+                let pages = BlockRange::new(start, run.end.0.min(start + batch));
+                for (part, addresses) in self.regions.addresses_of(pages) {
+                    if !self.copy_some(process, (part, addresses.start), &mut bytes) {
                         return self.finish();
                     }
                 }
             }
         }
         self.finish()
+    }
+
+    /// Pages that follow each other, and so do their addresses. Does the capture go on?
+    fn copy_some(
+        &self,
+        process: &Process,
+        (pages, at): (BlockRange, u64),
+        bytes: &mut Vec<u8>,
+    ) -> bool {
+        let page = self.page_bytes();
+        bytes.resize(index(pages.count().0 * page), 0);
+        let read = process.read(at, bytes);
+        if read.is_err() {
+            // What was given back is gone before its event is acted on: whoever is at that says so first.
+            drop(self.gate.read().unwrap_or_else(PoisonError::into_inner));
+            if pages.count().0 > 1 {
+                // One that was copied first and given back then is nothing to the others.
+                let mut each = pages.iter().zip((at..).step_by(index(page)));
+                return each
+                    .all(|(one, at)| self.copy_some(process, (BlockRange::one(one), at), bytes));
+            }
+        }
+        self.keep(pages, bytes, read)
     }
 
     /// Of pages that were read, keeps those that nobody else has copied meanwhile. Does the capture go on?
@@ -231,19 +250,22 @@ impl Guest {
             return false;
         };
         let page = index(self.page_bytes());
-        let kept = read.and_then(|()| {
-            let mut runs: Vec<BlockRange> = Vec::new();
-            for block in pages.iter().filter(|block| copying.pending.remove(*block)) {
-                match runs.last_mut() {
-                    Some(last) if last.end == block => last.end.0 += 1,
-                    _ => runs.push(BlockRange::one(block)),
-                }
+        let mut runs: Vec<BlockRange> = Vec::new();
+        for block in pages.iter().filter(|block| copying.pending.remove(*block)) {
+            match runs.last_mut() {
+                Some(last) if last.end == block => last.end.0 += 1,
+                _ => runs.push(BlockRange::one(block)),
             }
-            runs.into_iter().try_for_each(|run| {
+        }
+        let kept = match read {
+            // Of those that are copied already it does not matter whether they can be read.
+            _ if runs.is_empty() => Ok(()),
+            Err(why) => Err(why),
+            Ok(()) => runs.into_iter().try_for_each(|run| {
                 let at = |block: BlockIndex| index(block.0 - pages.start.0) * page;
                 copying.write(run, &bytes[at(run.start)..at(run.end)])
-            })
-        });
+            }),
+        };
         if let Err(why) = kept {
             copying.fail(why.into());
         }

@@ -295,6 +295,34 @@ fn memory_that_is_given_back_before_it_was_copied_is_told() {
 }
 
 #[test]
+fn a_page_that_was_copied_first_may_be_given_back_whatever_is_read_with_it() {
+    let test = "a_page_that_was_copied_first_may_be_given_back_whatever_is_read_with_it";
+    for huge in [false, true] {
+        let _lent = HugePages::lent(12);
+        let Some(mut rig) = Rig::new(test, 8, huge, Tracking::Sync) else {
+            continue;
+        };
+        let size = if huge { 2 << 20 } else { PAGE };
+        for page in [2, 3, 4] {
+            write(&mut rig, page, 50);
+        }
+        let taken = Taken::begin(&rig);
+        rig.begin("a write 3 51");
+        let faults = rig.faults(1);
+        let Served::Copy(page) = rig.guest.fault(faults[0].0, faults[0].1).unwrap() else {
+            panic!("a capture goes on");
+        };
+        rig.guest.copy_first(page, &taken.process).unwrap();
+        assert_eq!(rig.answer(), "a written");
+        rig.begin("a remove 3 4");
+        rig.read_event();
+        assert_eq!(rig.answer(), "a removed");
+        taken.copy(&rig).unwrap();
+        assert_eq!([2, 3, 4].map(|page| taken.byte(page, size)), [50; 3]);
+    }
+}
+
+#[test]
 fn a_guest_that_ends_fails_its_capture() {
     let Some(mut rig) = Rig::new(
         "a_guest_that_ends_fails_its_capture",
