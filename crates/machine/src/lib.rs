@@ -21,6 +21,7 @@ mod cpio;
 mod frame;
 mod kernel;
 mod machine;
+mod monitor;
 mod running;
 
 pub use cpio::Archive;

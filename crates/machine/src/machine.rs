@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::monitor::{self, Monitor};
 use crate::{Kernel, Running};
 
 /// `max` has what TCG can do, nested SVM with it; five levels of page tables would only cost time.
@@ -32,6 +33,7 @@ pub enum Access {
 pub struct Machine {
     kernel: Kernel,
     memory_mib: u32,
+    is_monitored: bool,
     shares: Vec<(PathBuf, Access)>,
     qemu: Vec<OsString>,
 }
@@ -42,6 +44,7 @@ impl Machine {
         Self {
             kernel: kernel.clone(),
             memory_mib: 1024,
+            is_monitored: false,
             shares: Vec::new(),
             qemu: Vec::new(),
         }
@@ -54,6 +57,13 @@ impl Machine {
         self
     }
 
+    /// It can be stopped, and its memory is a file: [`Running::stop`], [`Running::memory`].
+    #[must_use]
+    pub fn monitored(mut self) -> Self {
+        self.is_monitored = true;
+        self
+    }
+
     /// A directory of this machine, that is to be there at its own path: below `/tmp`, or written to. Outer ones before inner ones.
     #[must_use]
     pub fn share(mut self, dir: &Path, access: Access) -> Self {
@@ -61,7 +71,7 @@ impl Machine {
         self
     }
 
-    /// More arguments for QEMU: disks, a monitor's socket, where its memory is.
+    /// More arguments for QEMU: disks, say.
     #[must_use]
     pub fn qemu<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.qemu
@@ -77,6 +87,10 @@ impl Machine {
         std::fs::write(&initramfs, self.kernel.initramfs(&shares)).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut command = self.command(&initramfs, &dir.path().join("console"));
+        let monitor = dir.path().join("monitor");
+        if self.is_monitored {
+            command.args(monitor::arguments(self.memory_mib, &monitor));
+        }
         let said = File::create(dir.path().join("qemu")).unwrap();
         // Its end of the connection is its standard input: that is inherited by it, and by nobody else.
         command.stdin(OwnedFd::from(theirs));
@@ -85,6 +99,9 @@ impl Machine {
         drop(command);
         let mut running = Running::new(child, ours, dir);
         running.wait_until_ready(BOOT_WITHIN);
+        if self.is_monitored {
+            running.monitor = Some(Monitor::connect(&monitor));
+        }
         running
     }
 

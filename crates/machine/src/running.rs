@@ -5,12 +5,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::frame;
+use crate::monitor::{Monitor, memory_of};
 
 /// Of the console, when something went wrong.
 const TAIL_LINES: usize = 30;
@@ -22,13 +24,20 @@ const OUTPUT_MAX: usize = 64 << 20;
 pub struct Running {
     child: Child,
     port: UnixStream,
+    /// Of one that was booted with it.
+    pub(crate) monitor: Option<Monitor>,
     /// `console`: the kernel's; `qemu`: its complaints.
     dir: TempDir,
 }
 
 impl Running {
     pub(crate) fn new(child: Child, port: UnixStream, dir: TempDir) -> Self {
-        Self { child, port, dir }
+        Self {
+            child,
+            port,
+            monitor: None,
+            dir,
+        }
     }
 
     pub(crate) fn wait_until_ready(&mut self, within: Duration) {
@@ -39,6 +48,26 @@ impl Running {
     /// QEMU's process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Stops all of it, but for QEMU: its memory and its disks change no more.
+    pub fn stop(&mut self) {
+        self.tell("stop");
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&mut self) {
+        self.tell("cont");
+    }
+
+    fn tell(&mut self, command: &str) {
+        let monitor = self.monitor.as_mut();
+        monitor.expect("it was booted with a monitor").tell(command);
+    }
+
+    /// Its memory, as a file.
+    pub fn memory(&self) -> PathBuf {
+        memory_of(self.pid())
     }
 
     /// Runs a command, as root, in `/`, with no input, and waits for its end and that of its streams: what is to go on behind it has others, as in
