@@ -9,6 +9,8 @@
 //! footprint    a guest that writes for ever, gc, compact -> bytes on disk, bytes written
 //! fs-aware     what a file system left behind, snapshotted as it is and as it needs it
 //! history      a session -> 10,000 snapshots -> bytes, look-ups
+//! guest-memory a real kernel's memory, snapshotted -> what it costs, by what pages are for
+//! live         guests that go on writing -> 1,000 snapshots of their memory -> what was lost
 //! ```
 //!
 //! Each command is a file. They share how a program is run ([`run`]), which Debian packages there
@@ -27,8 +29,10 @@ mod crashes;
 mod footprint;
 mod fs_aware;
 mod fuzz;
+mod guest_memory;
 mod history;
 mod kernels;
+mod live;
 mod machine;
 mod packages;
 mod rig;
@@ -56,10 +60,14 @@ cargo xtask schedules [SECONDS] [--seed N] threads that take turns as told over 
 cargo xtask soak [SECONDS] [--seed N]   everything at once in random order against an oracle; an hour; --json
 cargo xtask torture [SECONDS]           faults in real servers, and what was lost; 15 minutes; --hours N, --quick, --seed N, --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
+cargo xtask live [SNAPSHOTS] [--save]    guests that write while their memory is snapshotted, against an oracle; 1,000; --quick, --seed N, --json
+cargo xtask guest-memory [--save]       a real kernel under QEMU, disk and memory snapshotted: what each stage stores, and what pages are for; as root; --json
 cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json
 cargo xtask fs-aware [--save]           deleted files and edits, no mount option: a snapshot as it is and --fs-aware; as root; --json";
 
 fn main() -> ExitCode {
+    // `live` starts this program again, as a guest.
+    cowslip_vmm::run_if_asked();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match start(&args) {
@@ -88,6 +96,8 @@ fn start(args: &[&str]) -> Result<()> {
         ["soak", rest @ ..] => soak::run(rest)?,
         ["torture", rest @ ..] => torture::run(rest)?,
         ["history", rest @ ..] => history::run(rest)?,
+        ["guest-memory", rest @ ..] => guest_memory::run(rest)?,
+        ["live", rest @ ..] => live::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),
     }
     Ok(())

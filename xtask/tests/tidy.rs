@@ -47,6 +47,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "cowslip-snapshot",
             "cowslip-nbd",
             "cowslip-sim",
+            "cowslip-vmm",
             "cowslip-machine",
         ],
     ),

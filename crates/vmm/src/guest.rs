@@ -4,12 +4,14 @@
 //! A line is `THREAD VERB ARGUMENTS`; when it is done, `THREAD RESULT` is the answer. A thread that stops at a page answers when it goes on.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Stdio, exit};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cowslip_memory::sys::{
     UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_HUGETLBFS, UFFD_FEATURE_WP_ASYNC,
@@ -17,6 +19,7 @@ use cowslip_memory::sys::{
 
 use crate::handing::hand_over;
 use crate::sys::Memory;
+use crate::work::Work;
 
 const SOCKETS: &str = "COWSLIP_TEST_GUEST_SOCKETS";
 const SHAPE: &str = "COWSLIP_TEST_GUEST_SHAPE";
@@ -34,8 +37,8 @@ pub struct Shape {
     pub keeps: bool,
 }
 
-/// Starts one that connects to `memory.sock` and `control.sock` there.
-pub(crate) fn start(dir: &Path, shape: Shape) -> Child {
+/// Starts one that connects to `memory.sock` there, and takes its orders from here.
+pub(crate) fn start(dir: &Path, shape: Shape, orders: UnixStream) -> Child {
     let Shape {
         pages,
         is_huge,
@@ -46,7 +49,7 @@ pub(crate) fn start(dir: &Path, shape: Shape) -> Child {
     command.args(["--exact", "the_guest", "--nocapture"]);
     command.env(SOCKETS, dir);
     command.env(SHAPE, format!("{pages} {is_huge} {is_async} {keeps}"));
-    command.stdout(Stdio::null()).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stdin(OwnedFd::from(orders));
     command.spawn().unwrap()
 }
 
@@ -66,23 +69,26 @@ pub fn run_if_asked() {
     if is_async {
         features |= UFFD_FEATURE_WP_ASYNC;
     }
-    let control = UnixStream::connect(dir.join("control.sock")).unwrap();
+    let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let (uffd, handed) = hand_over(&memory, page, features, &dir.join("memory.sock"));
     let _kept = keeps.then_some(uffd);
     obey(
         Guest {
-            memory,
+            memory: Arc::new(memory),
             page,
             handed,
+            work: OnceLock::new(),
         },
-        control,
+        control.into(),
     );
+    exit(0);
 }
 
 struct Guest {
-    memory: Memory,
+    memory: Arc<Memory>,
     page: usize,
     handed: UnixStream,
+    work: OnceLock<Work>,
 }
 
 fn obey(guest: Guest, control: UnixStream) {
@@ -123,6 +129,31 @@ impl Guest {
                 self.memory
                     .give_back(number(1) * self.page..number(2) * self.page);
                 "removed".into()
+            }
+            // A file that holds its memory as it is now, a seed, and how many threads; 0: a processor of /dev/kvm.
+            "work" => {
+                let shadow = File::options()
+                    .read(true)
+                    .write(true)
+                    .open(words[1])
+                    .unwrap();
+                let begin =
+                    || Work::begin(&self.memory, &shadow, self.page, (number(2), number(3)));
+                self.work.get_or_init(begin);
+                "at work".into()
+            }
+            "pause" => {
+                self.work.get().unwrap().pause();
+                "paused".into()
+            }
+            "resume" => {
+                self.work.get().unwrap().resume();
+                "at work".into()
+            }
+            // All of it, while it is paused.
+            "check" => {
+                self.work.get().unwrap().check();
+                "as it should be".into()
             }
             // Whoever serves it never says anything: this is the end of the connection.
             "watch" => match (&self.handed).read(&mut [0]) {

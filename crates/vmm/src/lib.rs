@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! test ── Control::start ──> this binary again ── run_if_asked ──> Memory, registered; handshake to `memory.sock`
-//!      ── lines by `control.sock` ──> threads that read, write, give back ──> lines
+//!      ── lines by its standard input ──> threads that read, write, give back ──> lines by the same
 //! ```
+//!
+//! What they do is told step by step; or they work by themselves, from a seed, until they are paused, and keep a shadow of each byte (`work.rs`): threads, or a
+//! processor of /dev/kvm (`vcpu.rs`).
 //!
 //! Each test binary that uses it has a test of its own, `the_guest`, which calls [`run_if_asked`].
 #![allow(
@@ -19,9 +22,11 @@ mod guest;
 mod handing;
 mod machine;
 mod sys;
+mod vcpu;
+mod work;
 
 pub use control::Control;
 pub use guest::{Shape, run_if_asked};
 pub use handing::hand_over;
-pub use machine::{HugePages, can};
+pub use machine::{HugePages, can, can_kvm};
 pub use sys::Memory;

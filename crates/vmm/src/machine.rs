@@ -57,3 +57,12 @@ pub fn can(test: &str, huge: bool) -> bool {
     }
     missing.is_empty()
 }
+
+/// Has this machine processors to lend? If not, a line says so.
+pub fn can_kvm(test: &str) -> bool {
+    let can = crate::vcpu::is_there();
+    if !can {
+        eprintln!("SKIP {test}: needs /dev/kvm");
+    }
+    can
+}

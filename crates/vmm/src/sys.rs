@@ -1,12 +1,14 @@
-//! A guest's memory as the guest has it: mapped, touched byte by byte, given back. All unsafe code of this crate.
+//! A guest's memory as the guest has it: mapped, touched byte by byte, given back, given to a machine of /dev/kvm. All unsafe code of this crate.
 #![allow(unsafe_code, reason = "memory that another process fills is no slice")]
 
 use std::ops::Range;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::fs::File;
 
-/// Private and anonymous, as Firecracker's.
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+/// Private and anonymous, as Firecracker's; or a file's.
 #[derive(Debug)]
 pub struct Memory {
     at: *mut u8,
@@ -36,6 +38,22 @@ impl Memory {
         };
         let at = at.ok()?.cast();
         Some(Self { at, len })
+    }
+
+    /// The bytes of a file, of which there are so many, as all see them.
+    pub fn of(file: &File, len: usize) -> Self {
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses a place that nothing else has.
+        let at = unsafe { mmap(ptr::null_mut(), len, both, MapFlags::SHARED, file, 0) };
+        Self {
+            at: at.unwrap().cast(),
+            len,
+        }
+    }
+
+    /// How many bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// Where it lies.
@@ -69,6 +87,19 @@ impl Memory {
         // SAFETY: the range lies within the mapping, and nobody holds a reference into it.
         unsafe { madvise(at, range.len(), Advice::LinuxDontNeed) }.unwrap();
     }
+}
+
+/// A machine has this memory from here on, at this address of its own.
+pub(crate) fn give_memory(machine: &kvm_ioctls::VmFd, slot: u32, at: u64, memory: &Memory) {
+    let region = kvm_bindings::kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: at,
+        memory_size: memory.len as u64,
+        userspace_addr: memory.addresses().start,
+    };
+    // SAFETY: the memory is mapped, and outlives the processors of the machine; it is used by volatile accesses only.
+    unsafe { machine.set_user_memory_region(region) }.unwrap();
 }
 
 impl Drop for Memory {
