@@ -4,7 +4,8 @@
 //! 2. format, lints, docs, tests, in this order; the first that fails ends it;
 //! 3. crashes and faults of histories that nobody has seen: their seed is the time, and is told;
 //! 4. threads that take turns as told, and the checker is checked: every planted bug is found;
-//! 5. a quarter of a minute of faults in real servers.
+//! 5. a quarter of a minute of faults in real servers;
+//! 6. some snapshots of guests that go on writing.
 //!
 //! With everything there, `COWSLIP_REQUIRE_TOOLS=1` makes a test fail that would be left out for
 //! want of a program. With `CI=true`, a package that cannot be had is a failure.
@@ -57,6 +58,8 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     }
     // By way of cargo: what was built meanwhile may have replaced this very program.
     step("torture", &mut cargo(["xtask", "torture", "--quick"]))?;
+    let live = ["xtask", "live", "--quick"];
+    step("snapshots of guests that go on", &mut cargo(live))?;
     match missing.as_slice() {
         [] => println!("== all passed, nothing was skipped"),
         some => {

@@ -41,6 +41,8 @@ mod fs_aware;
 mod full;
 #[path = "it/gc.rs"]
 mod gc;
+#[path = "it/guest_memory.rs"]
+mod guest_memory;
 #[path = "it/held.rs"]
 mod held;
 #[path = "it/history.rs"]
