@@ -366,10 +366,6 @@ impl Guest {
         let mut pages = self.locked();
         let install = match pages.happens(page, event)? {
             Action::Nothing => return Ok(Served::Done),
-            Action::Wake => {
-                drop(pages);
-                return self.answered(self.uffd.wake(self.addresses(page)), page, event);
-            }
             Action::Unprotect => {
                 drop(pages);
                 return self.unprotect(page, event);
@@ -427,7 +423,7 @@ impl Guest {
         let action = self.locked().happens(page, event);
         let put = action.map(|action| match action {
             Action::Install(install) => self.install(page, install, bytes),
-            Action::Nothing | Action::Wake | Action::Unprotect => (None, Ok(())),
+            Action::Nothing | Action::Unprotect => (None, Ok(())),
         });
         let mut pages = self.locked();
         pages.claimed.remove(&page);

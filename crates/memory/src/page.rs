@@ -14,22 +14,24 @@
 //!
 //! | event | Missing | Clean | Dirty | Zero | Removed |
 //! |---|---|---|---|---|---|
-//! | read fault | install, protected | install (1) | wake (2) | install zeros (3) | install zeros |
-//! | write fault | install, writable | install (1) | wake (2) | install zeros (3) | install zeros, writable |
+//! | read fault | install, protected | install (1) | install zeros, writable (2) | install zeros (3) | install zeros |
+//! | write fault | install, writable | install (1) | install zeros, writable (2) | install zeros (3) | install zeros, writable |
 //! | write-protect fault | ! | unprotect → Dirty | unprotect (4) | unprotect → Dirty | unprotect (5) |
 //! | removal | → Removed (6) | → Removed | → Removed | → Removed | - |
 //! | installed, protected | → Clean | - | ! | ! | ! (7) |
 //! | installed, writable | → Dirty | → Dirty | ! | ! | ! (7) |
 //! | zeros installed, protected | → Zero (8) | ! | ! | - | → Zero |
-//! | zeros installed, writable | → Dirty | ! | ! | → Dirty | → Dirty |
+//! | zeros installed, writable | → Dirty | ! | - (2) | → Dirty | → Dirty |
 //! | harvested | - | - | → Clean (9) | - (10) | - (10) |
 //! | harvest lost | - | → Dirty (11) | - | - | - |
 //!
 //! 1. The fault was told before the page was installed for another one; most likely it is there by now. It is installed again
 //!    all the same: the kernel refuses what is there (`EEXIST`), and that wakes. To wake without looking would
 //!    stop a guest for ever whose page the kernel has dropped (a shared mapping that was punched without an event).
-//! 2. As (1), but the image's bytes would be wrong here. The kernel keeps a page that was written; so it is there.
-//! 3. As (1). It may not be there: zeros that were installed between the event of a removal and the removal itself went with it.
+//! 2. As (1), but the image's bytes would be wrong here. Where it is not there, it was given back: zeros that were installed and written
+//!    between the event of a removal and the removal itself went with it. To wake without looking would never end. It stays
+//!    dirty, since it may be written at once.
+//! 3. As (2), before they were written.
 //! 4. Two threads stopped at one page, and this is the second; or a harvest that was lost left the page protected.
 //! 5. It was given back after the fault. The thread faults again, and that fault tells what is so now.
 //! 6. Whatever the image has for it: a page that was given back reads as zeros from now on.
@@ -154,8 +156,6 @@ pub enum Action {
     Install(Install),
     /// Lift the protection, and wake who waits.
     Unprotect,
-    /// Wake who waits: it looks again.
-    Wake,
 }
 
 /// What happened to a page to which it cannot happen.
@@ -181,8 +181,9 @@ pub fn next(state: PageState, event: PageEvent) -> Result<(PageState, Action), I
         (Missing | Clean, E::ReadFault) => install(Install::IMAGE),
         (Missing | Clean, E::WriteFault) => install(Install::IMAGE.writable()),
         (Zero | Removed, E::ReadFault) => install(Install::ZEROS),
-        (Zero | Removed, E::WriteFault) => install(Install::ZEROS.writable()),
-        (Dirty, E::ReadFault | E::WriteFault) => (Dirty, Action::Wake),
+        (Zero | Removed, E::WriteFault) | (Dirty, E::ReadFault | E::WriteFault) => {
+            install(Install::ZEROS.writable())
+        }
         (Clean | Dirty | Zero, E::ProtectFault) => (Dirty, Action::Unprotect),
         (Removed, E::ProtectFault) => (Removed, Action::Unprotect),
         (_, E::Remove) => (Removed, Action::Nothing),
@@ -203,6 +204,7 @@ fn installed(state: PageState, install: Install) -> Option<PageState> {
     let protected = match (state, install.bytes) {
         (Missing | Clean, Bytes::Image) => Clean,
         (Missing | Zero | Removed, Bytes::Zeros) => Zero,
+        (Dirty, Bytes::Zeros) if !install.is_protected => Dirty,
         (Dirty | Zero | Removed, Bytes::Image) | (Clean | Dirty, Bytes::Zeros) => return None,
     };
     Some(if install.is_protected {
@@ -264,7 +266,6 @@ mod tests {
         };
         let action = match action {
             Action::Nothing => "",
-            Action::Wake => "wake",
             Action::Unprotect => "unprotect",
             Action::Install(install) => {
                 let zeros = install.bytes == Bytes::Zeros;

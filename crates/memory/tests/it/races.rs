@@ -138,3 +138,66 @@ fn a_page_that_is_given_back_while_it_is_fetched_has_zeros() {
     assert_eq!(rig.state(1), PageState::Zero);
     assert!(rig.kernel(1).0);
 }
+
+/// Zeros that were installed between the event of a removal and the removal itself go with it, and nothing says so.
+#[test]
+fn what_was_written_between_a_removal_s_event_and_the_removal_reads_as_zeros() {
+    let test = "what_was_written_between_a_removal_s_event_and_the_removal_reads_as_zeros";
+    for tracking in [Tracking::None, Tracking::Async, Tracking::Sync] {
+        let Some(mut rig) = Rig::new(test, 8, false, tracking) else {
+            return;
+        };
+        assert_eq!(rig.one("a write 1 5"), "a written");
+        rig.begin("c remove 1 3");
+        rig.wait();
+        // Until its event is read the page is there, whoever reads it.
+        rig.begin("a read 1");
+        assert_eq!(rig.answer(), "a 5");
+        rig.read_event();
+        assert_eq!(rig.answer(), "c removed");
+        for line in ["a read 1", "a write 1 7"] {
+            // Here the removal itself would be still to come.
+            if rig.state(1) == PageState::Removed {
+                assert_eq!(rig.one("b write 1 6"), "b written");
+            }
+            rig.drop_unseen("c", 1);
+            assert_eq!((rig.state(1), rig.kernel(1).0), (PageState::Dirty, false));
+            rig.begin(line);
+            let fault = rig.faults(1)[0];
+            rig.serve(fault);
+            // Or the thread would stop again, for ever.
+            assert_eq!((rig.state(1), rig.kernel(1).0), (PageState::Dirty, true));
+            rig.answer();
+        }
+        rig.begin("b read 1");
+        assert_eq!(rig.answer(), "b 7");
+        rig.drop_unseen("c", 1);
+        assert_eq!(rig.one("b read 1"), "b 0", "{tracking:?}");
+        // What is written to them is noticed: they are dirty, and not protected.
+        rig.begin("b write 1 8");
+        assert_eq!(rig.answer(), "b written");
+    }
+}
+
+/// Two threads at one page that is there by the time the second one is looked at: its bytes stay.
+#[test]
+fn the_second_of_two_who_write_a_page_finds_it_there() {
+    let test = "the_second_of_two_who_write_a_page_finds_it_there";
+    let Some(mut rig) = Rig::new(test, 8, false, Tracking::Sync) else {
+        return;
+    };
+    rig.begin("a write 1 5");
+    let first = rig.faults(1)[0];
+    rig.begin("b read 1");
+    let second = rig.faults(1)[0];
+    rig.serve(first);
+    assert_eq!(rig.state(1), PageState::Dirty);
+    rig.serve(second);
+    let mut answers = [rig.answer(), rig.answer()];
+    answers.sort();
+    assert_eq!(answers[0], "a written");
+    let image = format!("b {}", image_byte(1));
+    assert!(answers[1] == "b 5" || answers[1] == image, "{answers:?}");
+    rig.begin("a read 1");
+    assert_eq!(rig.answer(), "a 5");
+}

@@ -137,6 +137,22 @@ impl Rig {
         assert_eq!(faults, []);
     }
 
+    /// A thread of the guest gives a page back, and the kernel says nothing of it.
+    pub(crate) fn drop_unseen(&mut self, thread: &str, page: u64) {
+        let start = self.address(page);
+        let addresses = start..start + self.page;
+        self.guest.uffd().unregister(addresses.clone()).unwrap();
+        self.begin(&format!("{thread} remove {page} {}", page + 1));
+        assert_eq!(self.answer(), format!("{thread} removed"));
+        let mode = match self.guest.tracking() {
+            Tracking::None => UFFDIO_REGISTER_MODE_MISSING,
+            Tracking::Async | Tracking::Sync => {
+                UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP
+            }
+        };
+        self.guest.uffd().register(addresses, mode).unwrap();
+    }
+
     /// Serves to the end.
     pub(crate) fn serve(&self, fault: (u64, Access)) {
         match self.guest.fault(fault.0, fault.1).unwrap() {
@@ -160,12 +176,16 @@ impl Rig {
         states.get(BlockIndex(page)).unwrap()
     }
 
-    /// Is the page there, and is it one that was written since it was protected: as the kernel sees it.
-    pub(crate) fn kernel(&self, page: u64) -> (bool, bool) {
+    fn address(&self, page: u64) -> u64 {
         let regions = self.guest.regions();
         let mut all = regions.addresses_of(regions.pages());
         let (_, addresses) = all.next().unwrap();
-        let start = addresses.start + page * self.page;
+        addresses.start + page * self.page
+    }
+
+    /// Is the page there, and is it one that was written since it was protected: as the kernel sees it.
+    pub(crate) fn kernel(&self, page: u64) -> (bool, bool) {
+        let start = self.address(page);
         let scan = Scan {
             tell: PAGE_IS_PRESENT | PAGE_IS_WRITTEN,
             ..Scan::default()
