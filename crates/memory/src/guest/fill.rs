@@ -119,33 +119,21 @@ impl Guest {
             .iter()
             .flat_map(|part| self.regions.addresses_of(*part));
         for (part, addresses) in parts {
-            let put = match filled.stopped {
-                None => {
-                    let from = usize::try_from((part.start.0 - run.start.0) * page).unwrap_or(0);
-                    let stored = bytes.bytes().and_then(|bytes| bytes.get(from..));
-                    self.place(addresses.clone(), stored, install.is_protected)
-                }
-                Some(why) => Err(Stopped { done_bytes: 0, why }),
-            };
-            let done_bytes = put.map_or_else(
-                |stopped| stopped.done_bytes,
-                |()| addresses.end - addresses.start,
-            );
-            let done = BlockRange::new(part.start.0, part.start.0 + done_bytes / page);
+            let from = usize::try_from((part.start.0 - run.start.0) * page).unwrap_or(0);
+            let stored = bytes.bytes().and_then(|bytes| bytes.get(from..));
+            let put = self.put_part(addresses.clone(), stored, install.is_protected, filled);
             let mut pages = self.locked();
-            pages.set(done, to);
+            for done in &put {
+                let page_of = |bytes: u64| part.start.0 + (bytes - addresses.start) / page;
+                pages.set(BlockRange::new(page_of(done.start), page_of(done.end)), to);
+            }
             for page in part.iter() {
                 pages.claimed.remove(&page);
             }
             drop(pages);
-            filled.pages += done.count().0;
-            if let Err(Stopped { why, .. }) = put {
-                // One that is there, although nobody knows why, is the affair of whoever needs it.
-                if why != Errno::EXIST {
-                    filled.stopped = Some(why);
-                }
+            if put != [addresses.clone()] {
                 // Who came meanwhile was told that it would be there.
-                let _ = self.uffd.wake(addresses.start + done_bytes..addresses.end);
+                let _ = self.uffd.wake(addresses);
             }
         }
         drop(shared);
@@ -153,5 +141,42 @@ impl Guest {
             None | Some(Errno::AGAIN | Errno::NOENT | Errno::SRCH) => Ok(()),
             Some(why) => Err(kernel("putting pages in place")(why)),
         }
+    }
+
+    /// Of addresses whose bytes are these, the ones that it put in place. One that is there, although nobody knows why, is the affair of
+    /// whoever needs it; those behind it are not.
+    fn put_part(
+        &self,
+        addresses: Range<u64>,
+        stored: Option<&[u8]>,
+        is_protected: bool,
+        filled: &mut Filled,
+    ) -> Vec<Range<u64>> {
+        let page = self.page_bytes();
+        let mut all: Vec<Range<u64>> = Vec::new();
+        let mut at = addresses.start;
+        while at < addresses.end && filled.stopped.is_none() {
+            let from = usize::try_from(at - addresses.start).unwrap_or(0);
+            let stored = stored.and_then(|bytes| bytes.get(from..));
+            let done_bytes = match self.place(at..addresses.end, stored, is_protected) {
+                Ok(()) => addresses.end - at,
+                Err(Stopped { done_bytes: 0, why }) => {
+                    match why {
+                        Errno::EXIST => at += page,
+                        why => filled.stopped = Some(why),
+                    }
+                    continue;
+                }
+                // Why not the next one as well, it says when it is asked for that.
+                Err(Stopped { done_bytes, .. }) => done_bytes,
+            };
+            match all.last_mut() {
+                Some(last) if last.end == at => last.end += done_bytes,
+                _ => all.push(at..at + done_bytes),
+            }
+            filled.pages += done_bytes / page;
+            at += done_bytes;
+        }
+        all
     }
 }

@@ -148,3 +148,36 @@ fn what_the_guest_touches_is_noted_in_order() {
         ]
     );
 }
+
+/// Put there by whoever has the userfaultfd as well, a monitor that keeps it: nothing was told of it.
+#[test]
+fn what_lies_behind_a_page_that_is_there_is_put_in_place_all_the_same() {
+    for tracking in [Tracking::None, Tracking::Async, Tracking::Sync] {
+        let test = "what_lies_behind_a_page_that_is_there_is_put_in_place_all_the_same";
+        let Some(mut rig) = Rig::new(test, 32, false, tracking) else {
+            return;
+        };
+        // Of each three that lie together: the one in the middle, the first, the last, and two of them; and zeros.
+        let there = [1, 4, 10, 12, 13, 19];
+        for page in there {
+            rig.put_unseen(page, 99);
+        }
+        let filled = rig.guest.fill(BlockRange::new(0, 32), Fill::All).unwrap();
+        let others = Filled {
+            pages: 32 - there.len() as u64,
+            stopped: None,
+        };
+        assert_eq!(filled, others, "{tracking:?}");
+        for page in 0..32 {
+            let (state, byte) = match page {
+                _ if there.contains(&page) => (PageState::Missing, 99),
+                _ if page % 4 == 3 => (PageState::Zero, 0),
+                _ => (PageState::Clean, image_byte(usize::try_from(page).unwrap())),
+            };
+            assert_eq!(rig.state(page), state, "page {page}, {tracking:?}");
+            assert!(rig.kernel(page).0, "page {page}, {tracking:?}");
+            rig.begin(&format!("a read {page}"));
+            assert_eq!(rig.answer(), format!("a {byte}"), "page {page}");
+        }
+    }
+}

@@ -137,6 +137,16 @@ impl Rig {
         assert_eq!(faults, []);
     }
 
+    /// A page is put in place, all of it this byte, by somebody else who has the userfaultfd.
+    pub(crate) fn put_unseen(&self, page: u64, byte: u8) {
+        let bytes = vec![byte; usize::try_from(self.page).unwrap()];
+        let put = self
+            .guest
+            .uffd()
+            .copy(self.address(page), &bytes, false, true);
+        put.unwrap();
+    }
+
     /// A thread of the guest gives a page back, and the kernel says nothing of it.
     pub(crate) fn drop_unseen(&mut self, thread: &str, page: u64) {
         let start = self.address(page);
