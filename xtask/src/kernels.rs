@@ -25,7 +25,11 @@ pub(crate) fn fetch(version: &str) -> Result<()> {
     let beside = place.parent().context("a place within the cache")?;
     std::fs::create_dir_all(beside)?;
     let dir = tempfile::tempdir_in(beside)?;
-    let (apt, image) = newest(version)?;
+    let (apt, image) = newest(version).or_else(|_| {
+        // The machine's lists may be old, or never have been fetched.
+        Apt::system().get(&["update", "-q"]);
+        newest(version)
+    })?;
     println!("== fetching {image}");
     apt.unpack(&image, dir.path())?;
     let kernel = dir.path().join("kernel");

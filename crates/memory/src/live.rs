@@ -264,8 +264,13 @@ impl Live {
     }
 
     /// Prefetches.
-    pub(crate) fn prefetch(self: &Arc<Self>, trace: &Trace, pool: &Pool<Self>) {
-        let trace = trace.in_pages_of(self.guest.regions().page_size());
+    pub(crate) fn prefetch(self: &Arc<Self>, trace: &Arc<Trace>, pool: &Pool<Self>) {
+        let page = self.guest.regions().page_size();
+        // All guests share it, but for those that have other pages than the first one had.
+        let trace = match trace.page() == page {
+            true => Arc::clone(trace),
+            false => Arc::new(trace.in_pages_of(page)),
+        };
         let prefetch = Arc::new(Prefetch::new(trace));
         for _ in 0..PREFETCHERS {
             pool.push(self, &self.line, Job::Prefetch(Arc::clone(&prefetch)));

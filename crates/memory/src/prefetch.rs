@@ -3,7 +3,7 @@
 //! Workers of the pool share one guest's prefetch: each takes the next pieces of runs, [`STEP_BYTES`] in all, and then its turn is over, so that faults of this
 //! guest and of others come in between. It ends with the trace, and where bytes cannot be had: a fault says so to more purpose.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use cowslip_block::BlockRange;
@@ -19,7 +19,7 @@ const STEP_BYTES: u64 = 1 << 20;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Prefetch {
-    trace: Trace,
+    trace: Arc<Trace>,
     next: Mutex<Next>,
 }
 
@@ -31,7 +31,7 @@ struct Next {
 }
 
 impl Prefetch {
-    pub(crate) fn new(trace: Trace) -> Self {
+    pub(crate) fn new(trace: Arc<Trace>) -> Self {
         Self {
             trace,
             next: Mutex::default(),
@@ -99,7 +99,7 @@ mod tests {
         for page in (100..700).chain([3]).chain(50..60) {
             trace.touched(BlockIndex(page));
         }
-        let prefetch = Prefetch::new(trace.clone());
+        let prefetch = Prefetch::new(Arc::new(trace.clone()));
         let pieces: Vec<_> = std::iter::from_fn(|| prefetch.take(256)).collect();
         assert!(
             pieces

@@ -22,7 +22,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,9 @@ pub struct Server {
 
 struct Shared {
     source: Arc<Source>,
-    options: Options,
+    record: bool,
+    /// What was touched first, once that is known.
+    trace: OnceLock<Arc<Trace>>,
     recording: Mutex<Recording>,
     /// Something became of the recording, or of the guest.
     recording_changed: Condvar,
@@ -123,7 +125,8 @@ impl Server {
         epoll::add(&epoll, &stop, end, epoll::EventFlags::IN)?;
         let shared = Arc::new(Shared {
             source,
-            options,
+            record: options.record,
+            trace: options.trace.map_or_else(OnceLock::new, OnceLock::from),
             recording: Mutex::default(),
             recording_changed: Condvar::new(),
             epoll,
@@ -156,7 +159,7 @@ impl Server {
     pub fn await_trace(&self, time: Duration) -> Option<Trace> {
         let wait = |recording| self.shared.recording_changed.wait(recording);
         let mut recording = self.shared.recording();
-        if !self.shared.options.record {
+        if !self.shared.record {
             return None;
         }
         let live = loop {
@@ -174,9 +177,12 @@ impl Server {
             let waited = self.shared.recording_changed.wait_timeout(recording, left);
             recording = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
-        recording.is_over = true;
+        (recording.is_over, recording.of) = (true, None);
         drop(recording);
-        live.guest().end_record()
+        let trace = live.guest().end_record()?;
+        // For those who come from now on.
+        let _ = self.shared.trace.set(Arc::new(trace.clone()));
+        Some(trace)
     }
 
     /// Nothing is noted any more: whoever waits for the trace has it now.
@@ -234,7 +240,7 @@ impl Shared {
     /// Is this the guest whose touches are noted?
     fn record(&self, live: &Arc<Live>) {
         let mut recording = self.recording();
-        if self.options.record && !recording.is_over && recording.of.is_none() {
+        if self.record && !recording.is_over && recording.of.is_none() {
             live.guest().record();
             recording.of = Some((Arc::clone(live), Instant::now()));
             self.recording_changed.notify_all();
@@ -319,7 +325,7 @@ impl Shared {
             self.forget(id);
             io::Error::from(error)
         })?;
-        if let Some(trace) = &self.options.trace {
+        if let Some(trace) = self.trace.get() {
             live.prefetch(trace, &self.pool);
         }
         Ok(())

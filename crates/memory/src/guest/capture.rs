@@ -363,6 +363,9 @@ impl Guest {
             if has_zeros {
                 pages.replace(run, PageState::Zero, PageEvent::ProtectFault);
             }
+            // Of a page that is larger than the kernel's, parts are told.
+            let told = clean.last().map_or(run.start, |last: &BlockRange| last.end);
+            let run = BlockRange::new(run.start.max(told).0, run.end.0);
             let states = pages.states.runs(run);
             clean.extend(
                 states

@@ -243,6 +243,18 @@ fn a_trace_ends_in_time_and_when_it_is_ended() {
     guest.begin("a read 120");
     assert_eq!(guest.answer(), format!("a {}", image_byte(120)));
     assert_eq!(host.server.await_trace(Duration::MAX / 2), None);
+    drop(guest);
+    until("it to be forgotten", || host.server.guests().is_empty());
+    // Who comes to the same server has it as well.
+    let _next = host.guest(PAGES, Tracking::Sync);
+    until("the prefetch", || {
+        let guests = host.server.guests();
+        let missing = |live: &Arc<_>| {
+            let live: &cowslip_memory::live::Live = live;
+            live.guest().states().count(PageState::Missing).unwrap().0
+        };
+        guests.first().map(missing) == Some(PAGES as u64 - 1)
+    });
 
     let host = Host::with(PAGES, record());
     std::thread::scope(|scope| {

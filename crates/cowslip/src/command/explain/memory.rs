@@ -22,7 +22,7 @@ struct Explained {
     against: Option<String>,
     size_bytes: u64,
     page_size_bytes: u32,
-    /// Each page is one of the next six.
+    /// Each page is one of the next five.
     pages: u64,
     zero_pages: u64,
     /// As in the one that it is compared with, and no zeros.
