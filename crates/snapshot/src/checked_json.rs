@@ -20,15 +20,19 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> std::io::Result<Vec<u8>> {
 
 /// What is wrong, for a message that begins with the file's name.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    let line_end = bytes
-        .iter()
-        .position(|b| *b == b'\n')
-        .map_or(bytes.len(), |at| at + 1);
-    let (json, check) = bytes.split_at(line_end);
-    if check != checksum(json).as_bytes() {
-        return Err("does not match its checksum".into());
-    }
+    let json = checked(bytes).ok_or("does not match its checksum")?;
     serde_json::from_slice(json).map_err(|e| format!("does not parse: {e}"))
+}
+
+/// Are they as they were written, whoever can read them?
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    checked(bytes).is_some()
+}
+
+fn checked(bytes: &[u8]) -> Option<&[u8]> {
+    let end = bytes.iter().position(|b| *b == b'\n');
+    let (json, check) = bytes.split_at(end.map_or(bytes.len(), |at| at + 1));
+    (check == checksum(json).as_bytes()).then_some(json)
 }
 
 fn checksum(line: &[u8]) -> String {

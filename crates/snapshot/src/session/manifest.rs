@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use cowslip_block::files::{Access, Dir, read_all, replace_file};
+use cowslip_block::files::{Access, Dir, REPLACING, read_all, replace_file};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -65,13 +65,30 @@ impl Manifest {
     /// # Errors
     /// [`SessionError::Damaged`], or the file system's own.
     pub fn read(dir: &dyn Dir) -> Result<Option<Self>, SessionError> {
-        let file = match dir.open(FILE, Access::Read) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|e| SessionError::io("opening session.json", e))?,
+        let bytes = bytes_of(dir, FILE)?;
+        bytes.map(|bytes| Self::parse(&bytes)).transpose()
+    }
+
+    /// The same, for whoever opens the session. A disk that failed may have lost the bytes of the list, and have those of the one that was to take its
+    /// place and could not: that takes it now. It is what the session was about to be: what it lists is there, or the session does not open.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub(super) fn take(dir: &dyn Dir) -> Result<Option<Self>, SessionError> {
+        let is_whole = |bytes: &Option<Vec<u8>>| {
+            let bytes = bytes.as_deref();
+            bytes.is_none_or(checked_json::is_whole)
         };
-        let bytes = read_all(&*file, SESSION_MANIFEST_BYTES_MAX)
-            .map_err(|e| SessionError::io("reading session.json", e))?;
-        Self::parse(&bytes).map(Some)
+        let next = format!("{FILE}{REPLACING}");
+        if !is_whole(&bytes_of(dir, FILE)?)
+            && let Some(bytes) = bytes_of(dir, &next)?
+            && let Ok(manifest) = Self::parse(&bytes)
+        {
+            let renamed = dir.rename(&next, FILE).and_then(|()| dir.sync());
+            renamed.map_err(|e| SessionError::io("putting session.json in its place", e))?;
+            return Ok(Some(manifest));
+        }
+        Self::read(dir)
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, SessionError> {
@@ -112,9 +129,53 @@ impl Manifest {
     }
 }
 
+fn bytes_of(dir: &dyn Dir, name: &str) -> Result<Option<Vec<u8>>, SessionError> {
+    let file = match dir.open(name, Access::Read) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| SessionError::io("opening session.json", e))?,
+    };
+    let bytes = read_all(&*file, SESSION_MANIFEST_BYTES_MAX);
+    let bytes = bytes.map_err(|e| SessionError::io("reading session.json", e))?;
+    Ok(Some(bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_a_disk_lost_is_replaced_by_the_one_that_was_to_be() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = cowslip_block::files::RealDir::open(temp.path()).unwrap();
+        let (old, new) = (with_caches(1), with_caches(2));
+        let put = |name: &str, bytes: &[u8]| std::fs::write(temp.path().join(name), bytes).unwrap();
+        let encoded = |manifest| checked_json::encode(manifest).unwrap();
+        let (next, zeros) = ("session.json.new", [0; 500]);
+        assert_eq!(Manifest::take(&dir).unwrap(), None);
+        // One that is whole counts, whatever was to be.
+        put(FILE, &encoded(&old));
+        put(next, &encoded(&new));
+        assert_eq!(Manifest::take(&dir).unwrap(), Some(old.clone()));
+        // Also where a later release wrote it.
+        let later = Manifest {
+            version: VERSION + 1,
+            ..old.clone()
+        };
+        put(FILE, &encoded(&later));
+        let why = Manifest::take(&dir).unwrap_err().to_string();
+        assert!(why.contains("version"), "{why}");
+        put(FILE, &zeros);
+        assert_eq!(Manifest::take(&dir).unwrap(), Some(new.clone()));
+        assert_eq!(
+            Manifest::read(&dir).unwrap(),
+            Some(new.clone()),
+            "it is in its place"
+        );
+        put(FILE, &zeros);
+        put(next, &encoded(&old)[..20]);
+        let why = Manifest::take(&dir).unwrap_err().to_string();
+        assert!(why.contains("does not match its checksum"), "{why}");
+    }
 
     fn with_caches(count: usize) -> Manifest {
         let name: SnapshotName = "base".parse().unwrap();

@@ -283,7 +283,7 @@ impl Session {
             let synced = around.dir.sync();
             synced.map_err(|e| SessionError::io("syncing the session's directory", e))?;
         }
-        let on_disk = Manifest::read(&*around.dir)?.ok_or(SessionError::NotASession)?;
+        let on_disk = Manifest::take(&*around.dir)?.ok_or(SessionError::NotASession)?;
         let mut manifest = on_disk.clone();
         manifest.store.clone_from(&around.store_path);
         manifest.store_directory = Some(around.store.directory().clone());
