@@ -400,6 +400,16 @@ pub(crate) struct Snapshot {
     /// After an attempt to store it failed, wait so long for another to succeed (10s, 5m, 0s)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) hold: Hold,
+    /// Give up the snapshot of this name that is on its way; what was written stays in the session
+    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "fs_aware", "timeout", "before", "after"])]
+    pub(crate) cancel: bool,
+}
+
+/// How a guest is held for its snapshot.
+#[derive(Debug, Args)]
+pub(crate) struct Hold {
     /// A command that pauses the guest, or freezes its file system (sh -c)
     #[arg(long, value_name = "COMMAND")]
     pub(crate) before: Option<String>,
@@ -409,9 +419,6 @@ pub(crate) struct Snapshot {
     /// Let it go, and store nothing, where the snapshot cannot be taken in this time
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) pause_timeout: Duration,
-    /// Give up the snapshot of this name that is on its way; what was written stays in the session
-    #[arg(long, conflicts_with_all = ["replace", "no_dedup", "fs_aware", "timeout", "before", "after"])]
-    pub(crate) cancel: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 
-use super::{Address, Size, image_name, snapshot_name};
+use super::{Address, Hold, Size, image_name, snapshot_name};
 
 const IMPORT: &str = "The guest is paused meanwhile: the file must not change. Its holes cost nothing, and are zeros, but with --diff-file. The result has up to \
     three parts: `export NAME:memory`, `export NAME:state` and `export NAME:disk` give each back, byte for byte; `inspect NAME:memory` says where its pages are.";
@@ -93,15 +93,8 @@ pub(crate) struct MemorySnapshot {
     /// The process of the guest's monitor, where there are several
     #[arg(long)]
     pub(crate) pid: Option<u32>,
-    /// A command that pauses the guest (sh -c)
-    #[arg(long, value_name = "COMMAND")]
-    pub(crate) before: Option<String>,
-    /// A command that lets it go on, as soon as it may
-    #[arg(long, value_name = "COMMAND")]
-    pub(crate) after: Option<String>,
-    /// Let it go, and store nothing, where it cannot be looked at in this time
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
-    pub(crate) pause_timeout: Duration,
+    #[command(flatten)]
+    pub(crate) hold: Hold,
     /// The snapshot of the guest's disk, taken in the same pause: it becomes a part of this one, and pages that it has are not stored
     #[arg(long, value_parser = snapshot_name(), value_name = "NAME")]
     pub(crate) disk: Option<SnapshotName>,

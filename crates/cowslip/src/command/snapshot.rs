@@ -60,8 +60,8 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn new(args: &'a Snapshot) -> Self {
         Self {
-            before: args.before.as_deref(),
-            after: args.after.as_deref(),
+            before: args.hold.before.as_deref(),
+            after: args.hold.after.as_deref(),
             pause: None,
             failed: None,
         }
@@ -115,7 +115,7 @@ fn ask_or_do(
             held: held.is_wanted(),
         },
     };
-    let held_for = held.is_wanted().then_some(args.pause_timeout);
+    let held_for = held.is_wanted().then_some(args.hold.pause_timeout);
     let give_up = Instant::now() + PATIENCE;
     loop {
         let mut patience = Patience {

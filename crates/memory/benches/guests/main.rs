@@ -91,27 +91,23 @@ pub(crate) fn tell(
     floor: Option<&[f64]>,
     target: Option<(&str, f64)>,
 ) {
-    let (figure, low, high) = (
-        median(samples),
-        least(samples),
-        -least(&samples.iter().map(|s| -s).collect::<Vec<_>>()),
-    );
     let ratios = floor.map(|floor| {
         let ratios: Vec<f64> = samples.iter().zip(floor).map(|(s, f)| s / f).collect();
         median(&ratios)
     });
-    let floor = floor.map_or("null".to_owned(), |floor| format!("{:.3}", median(floor)));
-    let ratio = ratios.map_or("null".to_owned(), |ratio| format!("{ratio:.3}"));
-    let target = target.map_or("null".to_owned(), |(kind, most)| {
-        format!("\"{kind} {most}\"")
-    });
     println!(
-        "{{\"what\":\"{what}\",\"unit\":\"{unit}\",\"median\":{figure:.3},\"least\":{low:.3},\"most\":{high:.3},\"floor\":{floor},\"ratio\":{ratio},\"target\":{target}}}"
+        "{}",
+        serde_json::json!({
+            "what": what,
+            "unit": unit,
+            "median": median(samples),
+            "least": quantile(samples, 0.0),
+            "most": quantile(samples, 1.0),
+            "floor": floor.map(median),
+            "ratio": ratios,
+            "target": target.map(|(kind, most)| format!("{kind} {most}")),
+        })
     );
-}
-
-fn least(samples: &[f64]) -> f64 {
-    samples.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 pub(crate) fn median(samples: &[f64]) -> f64 {

@@ -97,6 +97,10 @@ fn objects_that_say_what_cannot_be_are_refused() {
             c.table = [vec![1, 1], [1, 0].repeat(7)].concat()
         }),
     ];
+    let refused = || {
+        let store = place.open().unwrap();
+        store.open_layer(first).unwrap_err().to_string()
+    };
     for (want, change) in opens {
         let mut crafted = Crafted {
             frames: good.frames.clone(),
@@ -106,12 +110,7 @@ fn objects_that_say_what_cannot_be_are_refused() {
         };
         change(&mut crafted);
         place.write(&path, Some(&crafted.bytes()));
-        let refused = place
-            .open()
-            .unwrap()
-            .open_layer(first)
-            .unwrap_err()
-            .to_string();
+        let refused = refused();
         assert!(
             refused.contains(want) && refused.contains(&path),
             "{want}: {refused}"
@@ -126,12 +125,7 @@ fn objects_that_say_what_cannot_be_are_refused() {
         ..good
     };
     place.write(&path, Some(&crafted.bytes()));
-    let refused = place
-        .open()
-        .unwrap()
-        .open_layer(first)
-        .unwrap_err()
-        .to_string();
+    let refused = refused();
     assert!(refused.contains("unknown kind 2"), "{refused}");
     // A bomb, one that is too short, one that is no zstd: each under its own checksum.
     crafted.version = 2;

@@ -22,7 +22,7 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
     let socket = path(&args.server);
     // Nobody is paused for a server that is not there; and a server does not wait for as long as it may take to pause somebody.
     drop(connect(&socket)?);
-    let pause = Pause::begin(args.before.as_deref(), args.after.as_deref())?;
+    let pause = Pause::begin(args.hold.before.as_deref(), args.hold.after.as_deref())?;
     let stream = connect(&socket)?;
     let whole = |path: &Path| path.canonicalize().map_err(|e| Failure::file(path, &e));
     let request = Request {
@@ -33,7 +33,7 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
         disk_frames: args.disk_frames,
         state: args.state.as_deref().map(whole).transpose()?,
     };
-    let patience = args.pause_timeout;
+    let patience = args.hold.pause_timeout;
     let give_up = Instant::now() + patience;
     let lost = |e: io::Error| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::failed(format!(
