@@ -60,12 +60,12 @@ impl Figures {
             zero: number(json, "zero_pages"),
             same: number(json, "same_pages"),
             disk: number(json, "disk_pages"),
-            payload: number(json, "payload_pages"),
+            payload: number(json, "payload_pages") + number(json, "delta_pages"),
         }
     }
 }
 
-/// A memory made over another one: some pages zeroed, some from the disk, some new.
+/// A memory made over another one: some pages zeroed, some from the disk, some edited, some new.
 fn next_memory(random: &mut Seeded, before: &[u8], disk: &[u8]) -> Vec<u8> {
     let mut memory = before.to_vec();
     for _ in 0..200 {
@@ -73,9 +73,10 @@ fn next_memory(random: &mut Seeded, before: &[u8], disk: &[u8]) -> Vec<u8> {
         let len = 1 + random.below(4.min(PAGES - at));
         for n in at..at + len {
             let to = &mut memory[n * BLOCK..(n + 1) * BLOCK];
-            match random.below(4) {
+            match random.below(5) {
                 0 => to.fill(0),
-                1 | 2 => to.copy_from_slice(page(disk, random.below(disk.len() / BLOCK))),
+                1 => to[random.below(BLOCK)] ^= 1,
+                2 | 3 => to.copy_from_slice(page(disk, random.below(disk.len() / BLOCK))),
                 _ => to.copy_from_slice(&noise(random.next() >> 40, BLOCK)),
             }
         }
@@ -117,11 +118,14 @@ fn each_part_comes_back_as_it_was() {
         // The same counts from the maps alone, later.
         let explained = rig.json("explain vm-1:memory");
         assert_eq!(explained["against"], "vm-0:memory", "{explained}");
-        let counts = ["zero", "same", "disk", "new"].map(|class| {
+        let counts = ["zero", "same", "disk", "delta", "new"].map(|class| {
             let field = format!("{class}_pages");
             number(&explained, &field)
         });
-        assert_eq!(counts, [want.zero, want.same, want.disk, want.payload]);
+        let stored = ["delta_pages", "payload_pages"].map(|field| number(&second, field));
+        assert_eq!(counts[..3], [want.zero, want.same, want.disk]);
+        assert_eq!(counts[3..], stored);
+        assert!(stored[0] > 0, "{second}");
         assert_eq!(number(&explained, "older_pages"), 0);
         let newly_zero = (0..PAGES).filter(|n| {
             let is_zero = |bytes| page(bytes, *n).iter().all(|b| *b == 0);

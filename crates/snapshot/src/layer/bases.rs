@@ -14,6 +14,7 @@
 //! - Memory while it is open: 8 bytes a block of a delta frame, each of which takes at least one byte in the file.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::codec::{Reader, put_delta, put_varint};
 use crate::error::ObjectError;
@@ -110,6 +111,21 @@ impl Bases {
             let layer = self.layers[(*number as usize).checked_sub(1)?];
             Some((layer, u64::from(*block)))
         }))
+    }
+
+    /// How many of these blocks have a base.
+    pub(super) fn count_in(&self, blocks: &Range<u64>, per_frame: usize) -> u64 {
+        let starts = |frame: u32| u64::from(frame) * per_frame as u64;
+        let ends_before = |frame: &u32| starts(*frame) + per_frame as u64 <= blocks.start;
+        let first = self.frames.partition_point(ends_before) * per_frame;
+        let places = self.places.iter().enumerate().skip(first);
+        let numbers = places.map(|(n, (layer, _))| {
+            let block = starts(self.frames[n / per_frame]) + (n % per_frame) as u64;
+            (block, *layer)
+        });
+        let within = numbers.take_while(|(block, _)| *block < blocks.end);
+        let has_base = |(block, layer): &(u64, u32)| *block >= blocks.start && *layer > 0;
+        within.filter(has_base).count() as u64
     }
 
     pub(super) fn frames(&self) -> impl Iterator<Item = u64> + '_ {

@@ -121,6 +121,13 @@ impl Layer {
         self.bases.frames()
     }
 
+    /// How many of so many blocks, from `at` on, are stored as differences against others.
+    pub fn deltas_in(&self, at: u64, count: u64) -> u64 {
+        let blocks = at..at.saturating_add(count);
+        self.bases
+            .count_in(&blocks, self.blocks_per_frame() as usize)
+    }
+
     /// The bases of a delta frame's blocks, block by block; nothing where the frame stands alone.
     pub(crate) fn frame_bases(
         &self,

@@ -121,6 +121,14 @@ proptest! {
         let layer = fresh.open_layer(made.id).unwrap();
         prop_assert_eq!((layer.object_bytes(), layer.blocks()), (made.stored_bytes, made.blocks));
         prop_assert_eq!(layer.bases().is_empty(), made.delta_blocks.0 == 0);
+        let all = layer.blocks().0;
+        let deltas = |from: u64, to: u64| layer.deltas_in(from, to - from);
+        prop_assert_eq!(deltas(0, all), made.delta_blocks.0);
+        let each: Vec<u64> = (0..all).map(|n| deltas(n, n + 1)).collect();
+        for cut in 0..=all {
+            let before: u64 = each[..cut as usize].iter().sum();
+            prop_assert_eq!((deltas(0, cut), deltas(cut, all)), (before, made.delta_blocks.0 - before));
+        }
         let first = image_of(&fresh, made.id, payload.len() as u64, size);
         prop_assert!(read(&fresh, &first).unwrap() == payload.concat());
         prop_assert!(is_whole(&fresh, &first));

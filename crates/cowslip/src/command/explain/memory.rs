@@ -22,14 +22,16 @@ struct Explained {
     against: Option<String>,
     size_bytes: u64,
     page_size_bytes: u32,
-    /// Each page is one of the next five.
+    /// Each page is one of the next six.
     pages: u64,
     zero_pages: u64,
     /// As in the one that it is compared with, and no zeros.
     same_pages: u64,
     /// Where the disk of the same snapshot has the same bytes.
     disk_pages: u64,
-    /// Stored with it.
+    /// Stored with it, as differences against others.
+    delta_pages: u64,
+    /// Stored with it, whole.
     new_pages: u64,
     /// In layers of memories that it was made over.
     older_pages: u64,
@@ -84,6 +86,7 @@ pub(super) fn run(
         zero_pages: 0,
         same_pages: 0,
         disk_pages: 0,
+        delta_pages: 0,
         new_pages: 0,
         older_pages: 0,
         zeroed_pages,
@@ -101,16 +104,21 @@ pub(super) fn run(
             let count = blocks.count().0;
             let shared = disk.as_ref().map_or(0, |disk| disk.count_in(id, at, count));
             found.disk_pages += shared;
-            match pair.now.meta().own_layer == Some(id) {
-                true => found.new_pages += count - shared,
-                false => found.older_pages += count - shared,
+            if pair.now.meta().own_layer == Some(id) {
+                // What the disk has as well is in another layer.
+                let deltas = pair.store.open_layer(id)?.deltas_in(at, count);
+                found.delta_pages += deltas;
+                found.new_pages += count - deltas;
+            } else {
+                found.older_pages += count - shared;
             }
         }
     }
     let zeros = pair.now.runs(pages)?.into_iter();
     let zeros = zeros.filter(|run| run.to == Target::Zero);
     found.zero_pages = zeros.map(|run| run.blocks.count().0).sum();
-    let other = found.disk_pages + found.new_pages + found.older_pages;
+    let stored = found.delta_pages + found.new_pages;
+    let other = found.disk_pages + stored + found.older_pages;
     found.same_pages = found.pages - found.zero_pages - other;
     context.report.result(&found, || text(&found))
 }
@@ -131,6 +139,7 @@ fn text(found: &Explained) -> String {
         ("zero", found.zero_pages),
         ("equal to the parent", found.same_pages),
         ("equal to the disk", found.disk_pages),
+        ("deltas", found.delta_pages),
         ("new", found.new_pages),
         ("of older memories", found.older_pages),
     ];
