@@ -57,6 +57,18 @@ pub(super) fn tool(name: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// What others may be in the way of, for a moment.
+fn until_done(step: impl Fn() -> Result<()>) -> Result<()> {
+    let give_up = Instant::now() + WITHIN;
+    loop {
+        match step() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > give_up => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
 impl Place {
     pub(super) fn make(base: PathBuf, kind: Kind) -> Result<Self> {
         let dir = base.join("files");
@@ -120,22 +132,17 @@ impl Place {
         self.base.join("fuse/disk")
     }
 
-    /// Over a loop device that goes with the mount.
+    /// Over a loop device that goes with the mount. One that another victim's e2fsck still has open, though it is cleared, cannot be mounted.
     fn mount(&self) -> Result<()> {
-        let mut mount = tool("mount")?;
-        mount.args(["-t", "ext4", "-o", "loop,discard,noatime"]);
-        output(mount.arg(self.device()).arg(&self.dir)).map(drop)
+        until_done(|| {
+            let mut mount = tool("mount")?;
+            mount.args(["-t", "ext4", "-o", "loop,discard,noatime"]);
+            output(mount.arg(self.device()).arg(&self.dir)).map(drop)
+        })
     }
 
     pub(super) fn unmount(&self) -> Result<()> {
-        let give_up = Instant::now() + WITHIN;
-        loop {
-            match output(tool("umount")?.arg(&self.dir)) {
-                Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > give_up => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
+        until_done(|| output(tool("umount")?.arg(&self.dir)).map(drop))
     }
 
     /// What an operator does with a disk that failed: unmount, e2fsck, mount. Nobody may have a file
