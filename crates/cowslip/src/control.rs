@@ -23,6 +23,7 @@ use cowslip_snapshot::session::{Seal, Session, SessionError, SnapshotOptions};
 use cowslip_snapshot::store::Store;
 use serde::{Deserialize, Serialize};
 
+use crate::accept::accept;
 use crate::failure::Failure;
 use crate::report::Taken;
 
@@ -151,27 +152,15 @@ impl Control {
         let listener = UnixListener::bind(short_path(&dir))?;
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
-        let accept = move || {
-            for stream in listener.incoming() {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                let (session, store) = (Arc::clone(&session), Arc::clone(&store));
-                match stream {
-                    // A client that cannot be served notices that the line is closed.
-                    Ok(stream) => drop(
-                        std::thread::Builder::new()
-                            .name("control".into())
-                            .spawn(move || answer(&stream, &session, &store)),
-                    ),
-                    // Out of descriptors, most likely: give others time to close some.
-                    Err(_) => std::thread::sleep(TICK),
-                }
-            }
+        let serve = move || {
+            let is_over = || stop.load(Ordering::Relaxed);
+            accept(&listener, is_over, move |stream| {
+                answer(stream, &session, &store)
+            });
         };
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(accept)?;
+            .spawn(serve)?;
         Ok(Self {
             dir,
             stopping,
@@ -416,7 +405,8 @@ fn converse(
     };
     let mut line = serde_json::to_vec(request).map_err(|e| lost(e.into()))?;
     line.push(b'\n');
-    stream.write_all(&line).map_err(lost)?;
+    // One that has turned us away has said why.
+    let _ = stream.write_all(&line);
     let mut reader = BufReader::new(stream);
     loop {
         let line = read_line(&mut reader).map_err(lost)?;

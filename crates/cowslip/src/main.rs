@@ -4,6 +4,7 @@
 //! args -> command::run -> the engine -> report, failure
 //! ```
 
+mod accept;
 mod args;
 mod build;
 mod command;

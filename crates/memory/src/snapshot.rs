@@ -44,6 +44,9 @@ pub enum SnapshotError {
     /// Its memory may have changed while it was looked at.
     #[error("the guest did not stay paused until its memory was looked at")]
     NotPaused,
+    /// Whoever asked has gone while another one was taken.
+    #[error("nobody waits for this snapshot any more")]
+    NotWanted,
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -94,7 +97,8 @@ impl Taken<'_> {
     }
 }
 
-/// Takes one, in the store of the image that the guest began from. The guest is paused; `goes_on` is called when it may go on, and says whether it was paused until
+/// Takes one, in the store of the image that the guest began from. `is_wanted` is asked when it is this one's turn, before anything is taken
+/// from the guest. The guest is paused; `goes_on` is called when it may go on, and says whether it was paused until
 /// then: whoever paused it may have lost patience. Where this fails before, it is not called. `progress` is told how much of a step is done, and of how
 /// much.
 ///
@@ -104,10 +108,14 @@ pub fn take<'a>(
     live: &'a Live,
     lease: &Lease,
     spec: &SnapshotSpec<'_>,
+    is_wanted: impl FnOnce() -> bool,
     goes_on: impl FnOnce() -> bool,
     progress: &mut dyn FnMut(Step, u64, u64),
 ) -> Result<Taken<'a>, SnapshotError> {
     let base = live.base().lock().unwrap_or_else(PoisonError::into_inner);
+    if !is_wanted() {
+        return Err(SnapshotError::NotWanted);
+    }
     let guest = live.guest();
     let process = live.process();
     let process = process.ok_or_else(|| SnapshotError::NotOurs(live.pid()))?;

@@ -1,6 +1,6 @@
 //! `cowslip memory snapshot`: of guests that are served, with the commands that pause them and let them go.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
@@ -240,4 +240,33 @@ fn a_server_is_asked_once_the_guest_is_paused() {
     drop(UnixStream::connect(&path));
     let asked = server.join().unwrap();
     assert!(asked.contains(r#""name":"x""#), "{asked:?}");
+}
+
+/// The server could not open it: it has no name any more. And it opens none that it is told.
+#[test]
+fn the_monitor_s_state_is_opened_by_the_client_alone() {
+    let Some(mut world) = World::new("the_monitor_s_state_is_opened_by_the_client_alone") else {
+        return;
+    };
+    let mut guest = world.guest(false);
+    world.write(&mut guest, 5, 100);
+    let mut state = tempfile::tempfile().unwrap();
+    state.write_all(b"the monitor's").unwrap();
+    let line = world.line("one --state /dev/stdin");
+    let mut command = world.rig.command(line.split_whitespace());
+    let output = command.stdin(state).output().unwrap();
+    assert!(output.status.success(), "{}", super::rig::said(&output));
+    assert_eq!(world.rig.export("one:state"), b"the monitor's");
+    assert!(world.rig.export("one:memory") == world.memory);
+    for (state, why) in [
+        ("\"/etc/hostname\"", "a bad request"),
+        ("true", "no file came"),
+    ] {
+        let asked = UnixStream::connect(world.rig.path("memory.sock.control")).unwrap();
+        let request = r#"{"name":"two","replace":false,"disk_frames":0,"state":"#;
+        writeln!(&asked, "{request}{state}}}").unwrap();
+        let mut said = String::new();
+        BufReader::new(asked).read_line(&mut said).unwrap();
+        assert!(said.contains("failed") && said.contains(why), "{said}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Snapshots of guests that are served: each is what the memory was when the guest was paused, whatever it does then.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowslip_block::{ByteOffset, Device};
 use cowslip_memory::guest::Tracking;
@@ -96,7 +97,14 @@ impl World {
             disk: None,
             disk_frames_max: 0,
         };
-        take(&self.live, &self.lease, &spec, goes_on, &mut |_, _, _| ())
+        take(
+            &self.live,
+            &self.lease,
+            &spec,
+            || true,
+            goes_on,
+            &mut |_, _, _| (),
+        )
     }
 
     fn check(&self, header: &Arc<Header>) {
@@ -179,6 +187,7 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
                         &done,
                         &lease,
                         &spec,
+                        || true,
                         || begin.send(()).is_ok(),
                         &mut |_, _, _| (),
                     );
@@ -208,4 +217,47 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
     }
     assert!(given_back < stored, "{given_back} of {stored}");
     assert_eq!(world.host.said(), "");
+}
+
+/// Asked when it is its turn, not when it came; and nothing was taken from the guest then.
+#[test]
+fn one_that_nobody_waits_for_any_more_is_not_taken() {
+    if !can("one_that_nobody_waits_for_any_more_is_not_taken", false) {
+        return;
+    }
+    let mut world = World::new(Tracking::Sync);
+    world.run();
+    let first = world.snapshot(|| true).unwrap();
+    let is_first_done = AtomicBool::new(false);
+    let lease = world.store.lease().unwrap();
+    std::thread::scope(|scope| {
+        let (live, is_first_done) = (&world.live, &is_first_done);
+        let (begin, begun) = std::sync::mpsc::channel();
+        let second = scope.spawn(move || {
+            let spool = tempfile::tempfile().unwrap();
+            let spec = SnapshotSpec {
+                spool: &spool,
+                disk: None,
+                disk_frames_max: 0,
+            };
+            // It hangs up while the first one is taken.
+            let is_wanted = || !is_first_done.load(Ordering::Acquire);
+            let goes_on = || panic!("something was harvested");
+            begin.send(()).unwrap();
+            let taken = take(live, &lease, &spec, is_wanted, goes_on, &mut |_, _, _| ());
+            (taken.err(), spool.metadata().unwrap().len())
+        });
+        begun.recv().unwrap();
+        is_first_done.store(true, Ordering::Release);
+        first.committed(world.store.lease().unwrap());
+        let (refused, spooled) = second.join().unwrap();
+        assert!(
+            matches!(refused, Some(SnapshotError::NotWanted)),
+            "{refused:?}"
+        );
+        assert_eq!(spooled, 0);
+    });
+    world.run();
+    let taken = world.snapshot(|| true).unwrap();
+    world.check(taken.header());
 }

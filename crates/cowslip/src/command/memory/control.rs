@@ -4,18 +4,20 @@
 //!
 //! | client | server |
 //! |---|---|
-//! | a [`Request`] | |
+//! | a [`Request`], and with it the monitor's state, opened by the client | |
 //! | | `goes_on`: all that must be looked at while the guest is paused was looked at |
 //! | a line, any: it was paused until now. A client that has lost patience hangs up instead, and nothing is stored | |
 //! | | `progress`, any number |
 //! | | `done` or `failed` |
 
 use std::io::{self, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cowslip_block::files::RealFile;
 use cowslip_memory::live::Live;
 use cowslip_memory::seal::Step;
 use cowslip_memory::server::{Server, chain};
@@ -24,9 +26,12 @@ use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use cowslip_snapshot::parts::{Part, Parts};
 use cowslip_snapshot::store::Snapshot;
 use cowslip_snapshot::{Store, StoreError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
-use super::import::{Imported, import_state, open};
+use super::import::{Imported, import_state};
+use super::passed::Incoming;
+use crate::accept::accept;
 use crate::control::read_line;
 use crate::failure::{Failure, Kind};
 
@@ -43,8 +48,8 @@ pub(super) struct Request {
     /// The snapshot whose disk it is.
     pub(super) disk: Option<SnapshotName>,
     pub(super) disk_frames: u64,
-    /// The monitor's own state.
-    pub(super) state: Option<PathBuf>,
+    /// The monitor's own state comes with it, as a descriptor.
+    pub(super) state: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,23 +87,12 @@ pub(super) struct Control {
 impl Control {
     /// Serves requests, to the end of the process.
     pub(super) fn serve(self, listener: UnixListener) -> io::Result<()> {
-        let own = Arc::new(self);
-        let accept = move || {
-            for stream in listener.incoming() {
-                let own = Arc::clone(&own);
-                match stream {
-                    // A client that cannot be served notices that the line is closed.
-                    Ok(stream) => {
-                        drop(std::thread::Builder::new().spawn(move || own.answer(&stream)))
-                    }
-                    // Out of descriptors, most likely.
-                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
-                }
-            }
+        let serve = move || {
+            accept(&listener, || false, move |stream| self.answer(stream));
         };
         std::thread::Builder::new()
             .name("control".into())
-            .spawn(accept)
+            .spawn(serve)
             .map(drop)
     }
 
@@ -106,7 +100,7 @@ impl Control {
         let timeouts = stream
             .set_read_timeout(Some(SILENCE))
             .and_then(|()| stream.set_write_timeout(Some(SILENCE)));
-        let mut reader = BufReader::new(stream);
+        let mut reader = BufReader::new(Incoming::new(stream));
         let request = timeouts.and_then(|()| read_line(&mut reader));
         let request = request.and_then(|line| Ok(serde_json::from_slice::<Request>(&line)?));
         let answer = match request {
@@ -120,13 +114,17 @@ impl Control {
         &self,
         request: &Request,
         stream: &UnixStream,
-        reader: &mut BufReader<&UnixStream>,
+        reader: &mut BufReader<Incoming<'_>>,
     ) -> Result<Answer, Failure> {
         let (store, name) = (&self.store, &request.name);
         if !request.replace && store.has(name)? {
             let name = name.to_string();
             return Err(StoreError::AlreadyExists { name }.into());
         }
+        let state = request.state.then(|| reader.get_mut().file());
+        let state = state
+            .transpose()?
+            .map(|file| RealFile::from(OwnedFd::from(file)));
         let live = self.guest(request.pid)?;
         let disk = request
             .disk
@@ -141,12 +139,14 @@ impl Control {
             disk: disk.as_ref().map(|(header, _)| header),
             disk_frames_max: request.disk_frames,
         };
+        let is_wanted = || is_there(stream);
         let goes_on = || say(stream, &Answer::GoesOn) && read_line(reader).is_ok();
         let mut told = 0;
         let taken = take(
             &live,
             &lease,
             &spec,
+            is_wanted,
             goes_on,
             &mut |step, done_bytes, total_bytes| {
                 // A line for each 16 MiB.
@@ -169,10 +169,9 @@ impl Control {
         if let Some((disk, _)) = disk {
             parts = parts.with(Part::Disk, disk);
         }
-        if let Some(path) = &request.state {
-            let file = open(path)?;
-            let header = import_state(store, &lease, &file);
-            parts = parts.with(Part::State, header.map_err(|f| f.about(path.display()))?);
+        if let Some(file) = &state {
+            let header = import_state(store, &lease, file);
+            parts = parts.with(Part::State, header.map_err(|f| f.about("the state"))?);
         }
         store.commit_parts(
             &lease,
@@ -220,9 +219,37 @@ fn refused(error: SnapshotError) -> Failure {
     }
 }
 
+/// Has who is at the other end not hung up?
+fn is_there(stream: &UnixStream) -> bool {
+    let stream = stream.as_fd();
+    let mut polled = [PollFd::new(&stream, PollFlags::RDHUP)];
+    let now = Timespec::default();
+    // What cannot be asked now, the next step tells.
+    poll(&mut polled, Some(&now)).is_err() || polled[0].revents().is_empty()
+}
+
 /// Says whether it could.
 pub(super) fn say(mut stream: &UnixStream, what: &impl Serialize) -> bool {
+    stream.write_all(&line(what)).is_ok()
+}
+
+pub(super) fn line(what: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(what).unwrap_or_default();
     line.push(b'\n');
-    stream.write_all(&line).is_ok()
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_up_is_not_there_whatever_it_has_said() {
+        let (client, server) = UnixStream::pair().unwrap();
+        assert!(is_there(&server));
+        assert!(say(&client, &"a line"));
+        assert!(is_there(&server));
+        drop(client);
+        assert!(!is_there(&server));
+    }
 }

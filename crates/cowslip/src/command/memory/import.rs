@@ -83,7 +83,7 @@ pub(super) fn run(context: &Context, args: &MemoryImport) -> Result<(), Failure>
 }
 
 /// A file to read. A directory, a pipe or a terminal has no size.
-pub(super) fn open(path: &Path) -> Result<RealFile, Failure> {
+fn open(path: &Path) -> Result<RealFile, Failure> {
     let failed = |e: std::io::Error| Failure::file(path, &e);
     if !fs::metadata(path).map_err(failed)?.is_file() {
         let message = format!(

@@ -2,6 +2,7 @@
 
 mod control;
 mod import;
+mod passed;
 mod serve;
 mod snapshot;
 mod trace;

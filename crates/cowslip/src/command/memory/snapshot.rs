@@ -1,14 +1,17 @@
 //! `cowslip memory snapshot`: of a guest that `cowslip memory serve` serves. The server takes it; this side has the guest paused, and let go.
 
+use std::fs::File;
 use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
+use rustix::fs::{Mode, OFlags};
 
 use super::super::Context;
-use super::control::{Answer, Request, path, say};
+use super::control::{Answer, Request, line, path, say};
+use super::passed::send;
 use crate::args::MemorySnapshot;
 use crate::control::read_line;
 use crate::failure::{Failure, Kind};
@@ -24,14 +27,20 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
     drop(connect(&socket)?);
     let pause = Pause::begin(args.hold.before.as_deref(), args.hold.after.as_deref())?;
     let stream = connect(&socket)?;
-    let whole = |path: &Path| path.canonicalize().map_err(|e| Failure::file(path, &e));
+    // Here, with the rights of who asks; what becomes of the name later is all the same. A pipe is not waited for: the server refuses it.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = |path: &Path| match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => Ok(File::from(file)),
+        Err(error) => Err(Failure::file(path, &error.into())),
+    };
+    let state = args.state.as_deref().map(open).transpose()?;
     let request = Request {
         name: args.name.clone(),
         replace: args.replace,
         pid: args.pid,
         disk: args.disk.clone(),
         disk_frames: args.disk_frames,
-        state: args.state.as_deref().map(whole).transpose()?,
+        state: state.is_some(),
     };
     let patience = args.hold.pause_timeout;
     let give_up = Instant::now() + patience;
@@ -41,9 +50,8 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
         )),
         _ => Failure::failed(format!("the server went away: {e}")),
     };
-    if !say(&stream, &request) {
-        return Err(lost(io::ErrorKind::BrokenPipe.into()));
-    }
+    // A server that has turned us away has said why.
+    let _ = send(&stream, &line(&request), state.as_ref());
     let left = give_up
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(1));
@@ -52,8 +60,8 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
     let mut pause = Some(pause);
     let mut bar: Option<(bool, ProgressBar)> = None;
     let done = loop {
-        let line = read_line(&mut reader).map_err(lost)?;
-        let answer = serde_json::from_slice(&line).map_err(|e| lost(e.into()))?;
+        let said = read_line(&mut reader).map_err(lost)?;
+        let answer = serde_json::from_slice(&said).map_err(|e| lost(e.into()))?;
         match answer {
             Answer::GoesOn => {
                 // It was paused until now: said before it is not any more.
