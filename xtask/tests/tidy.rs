@@ -17,7 +17,7 @@ const LINES_MAX: usize = 600;
 const LONGER: [(&str, usize); 0] = [];
 
 /// Which of our crates each may use. `sim` is for tests only.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("cowslip-block", &[]),
     ("cowslip-snapshot", &["cowslip-block"]),
     ("cowslip-nbd", &["cowslip-block"]),
@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("cowslip-ext4", &["cowslip-block"]),
     ("cowslip-tree", &[]),
     ("cowslip-memory", &["cowslip-block", "cowslip-snapshot"]),
+    ("cowslip-guest", &[]),
     (
         "cowslip",
         &[
@@ -35,11 +36,12 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "cowslip-ext4",
             "cowslip-tree",
             "cowslip-memory",
+            "cowslip-guest",
         ],
     ),
     ("cowslip-sim", &["cowslip-block", "cowslip-snapshot"]),
     ("cowslip-vmm", &["cowslip-memory"]),
-    ("cowslip-machine", &[]),
+    ("cowslip-machine", &["cowslip-guest"]),
     (
         "xtask",
         &[

@@ -1,6 +1,7 @@
 //! What can be typed. Help texts are the first thing that many people read of cowslip.
 
 mod memory;
+mod run;
 mod values;
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use uuid::Uuid;
 
 pub(crate) use self::memory::{Memory, MemoryImport, MemoryServe, MemorySnapshot};
+pub(crate) use self::run::{Accel, Run};
 pub(crate) use self::values::{Address, Size};
 
 /// The snapshot storage engine for microVM sandboxes.
@@ -99,6 +101,9 @@ pub(crate) enum Command {
     Attach(Attach),
     /// Mount the file system of a snapshot, until a signal, or umount(8), ends it
     Mount(Mount),
+    /// Boot a snapshot in QEMU, and run a command in it
+    #[command(after_help = run::RUN)]
+    Run(Run),
     /// End block devices that are nobody's any more
     Detach(Detach),
     /// Snapshot a session, while it is being served or at rest

@@ -2,7 +2,7 @@
 //!
 //! `control.sock` in the session's directory; one request a connection, one JSON object a line.
 //! A client sends a [`Request`]; the server answers with any number of `goes_on`, `progress` and `retrying`
-//! lines, and ends with one of the others. A client that leaves changes nothing, but for one that holds a guest, and has not said that it did. The socket is bound and reached through an open handle of the directory
+//! lines, and ends with one of the others. Where the server runs the session's guest, it holds that itself while the device is frozen. A client that leaves changes nothing, but for one that holds a guest, and has not said that it did. The socket is bound and reached through an open handle of the directory
 //! (`/proc/self/fd/N/control.sock`), so that the length of its path does not matter: a unix
 //! socket's address has room for 107 bytes (unix(7)).
 
@@ -10,8 +10,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::accept::accept;
 use crate::failure::Failure;
 use crate::report::Taken;
+use crate::run::Guest;
 
 pub(crate) const SOCKET: &str = "control.sock";
 const LINE_BYTES_MAX: u64 = 64 << 10;
@@ -125,6 +126,9 @@ impl Sealing {
     }
 }
 
+/// The guest of a session, once there is one.
+pub(crate) type ItsGuest = Arc<OnceLock<Arc<Guest>>>;
+
 /// A path to the socket that is short, whatever the directory's. The handle has to stay open
 /// while it is used.
 fn short_path(dir: &RealDir) -> PathBuf {
@@ -144,6 +148,7 @@ impl Control {
         dir: Arc<RealDir>,
         session: Arc<Session>,
         store: Arc<Store>,
+        guest: ItsGuest,
     ) -> io::Result<Self> {
         match dir.remove(SOCKET) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -155,7 +160,7 @@ impl Control {
         let serve = move || {
             let is_over = || stop.load(Ordering::Relaxed);
             accept(&listener, is_over, move |stream| {
-                answer(stream, &session, &store)
+                answer(stream, &session, &store, guest.get().map(AsRef::as_ref));
             });
         };
         let thread = std::thread::Builder::new()
@@ -181,7 +186,7 @@ impl Drop for Control {
     }
 }
 
-fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
+fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>, guest: Option<&Guest>) {
     let say = |answer: &Answer| {
         let mut line = serde_json::to_vec(answer).unwrap_or_default();
         line.push(b'\n');
@@ -217,10 +222,14 @@ fn answer(stream: &UnixStream, session: &Session, store: &Arc<Store>) {
                 unconfirmed: held,
             };
             let was_held = || {
-                say(&Answer::GoesOn);
-                read_line(&mut reader).is_ok()
+                if held {
+                    say(&Answer::GoesOn);
+                }
+                !held || read_line(&mut reader).is_ok()
             };
-            take(session, store, &name, &options, was_held, &say).map(Answer::Done)
+            parse(&name)
+                .and_then(|name| take(session, store, guest, &name, &options, was_held, &say))
+                .map(Answer::Done)
         }
         Request::Cancel { name } => cancel(session, &name, &say).map(|()| Answer::Cancelled),
     };
@@ -247,32 +256,45 @@ fn status_of(session: &Session) -> Result<Live, Failure> {
     })
 }
 
-/// Freezes, and waits until somebody else's thread has sealed.
-fn take(
+/// Freezes, with the guest held if there is one, and waits until somebody else's thread has sealed. `was_held` says whether those who were to hold it
+/// did until now.
+pub(crate) fn take(
     session: &Session,
     store: &Arc<Store>,
-    name: &str,
+    guest: Option<&Guest>,
+    name: &SnapshotName,
     options: &SnapshotOptions,
     was_held: impl FnOnce() -> bool,
     say: &dyn Fn(&Answer),
 ) -> Result<Taken, Failure> {
-    let name = parse(name)?;
     let begun = Instant::now();
     let over = session.newest();
-    let seal = session.freeze(&name, options)?;
+    let held = guest.map(|guest| guest.hold().map(|held| (guest, held)));
+    let held = held.transpose()?;
+    let options = SnapshotOptions {
+        unconfirmed: options.unconfirmed || held.is_some(),
+        ..*options
+    };
+    let seal = session.freeze(name, &options);
+    // It goes on, whatever came of that.
+    let went_on = held.map_or(Ok(()), |(guest, held)| guest.let_go(held));
+    let seal = seal?;
     if options.unconfirmed {
-        if !was_held()
-            && let Ok(seal) = session.cancel(&name)
+        let nobody = || Failure::failed("nobody held the guest until now");
+        let confirmed = went_on.and_then(|()| was_held().then_some(()).ok_or_else(nobody));
+        if let Err(failure) = confirmed
+            && let Ok(seal) = session.cancel(name)
         {
             cancelled(&seal, wait(session, &seal, say))?;
-            return Err(Failure::failed("nobody held the guest until now"));
+            return Err(failure);
         }
         // Where it cannot be given up it is stored all the same: its blocks are nowhere else.
         session.confirm(&seal);
     }
     let header = wait(session, &seal, say)?;
     let taken = Taken::new(store, &header, &over, &seal, begun.elapsed());
-    Ok(taken.fs_aware(options.fs_aware, &seal))
+    let taken = taken.fs_aware(options.fs_aware, &seal);
+    Ok(taken.of_guest(held.and_then(|(_, held)| held.name())))
 }
 
 fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {

@@ -26,6 +26,10 @@ pub(crate) enum Kind {
     Undecided,
     /// The snapshot is taken, and not stored yet: the server goes on trying.
     Pending,
+    /// As `Failed`, where all codes below belong to a command in a guest.
+    Around,
+    /// That command took longer than it may.
+    Late,
 }
 
 impl Kind {
@@ -37,6 +41,9 @@ impl Kind {
             Self::Corrupt => 4,
             Self::Undecided => 5,
             Self::Pending => 6,
+            // As env(1), timeout(1) and others who run commands have it.
+            Self::Late => 124,
+            Self::Around => 125,
         }
     }
 }
@@ -79,6 +86,15 @@ impl Failure {
         let kind = match self.kind {
             Kind::Failed => Kind::Undecided,
             kind => kind,
+        };
+        Self { kind, ..self }
+    }
+
+    /// The same, of who runs a command in a guest: the other codes are the command's.
+    pub(crate) fn around(self) -> Self {
+        let kind = match self.kind {
+            Kind::Late => Kind::Late,
+            _ => Kind::Around,
         };
         Self { kind, ..self }
     }

@@ -17,6 +17,7 @@ mod pause;
 mod profile;
 mod random;
 mod report;
+mod run;
 mod sys;
 
 use std::process::ExitCode;

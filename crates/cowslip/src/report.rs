@@ -343,6 +343,9 @@ pub(crate) struct Taken {
     /// Written blocks that were left out because the file system does not need them; only where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) unneeded_blocks: Option<u64>,
+    /// How the guest was held by who runs it: `frozen`, its file system was; `paused`, all of it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) guest: Option<String>,
 }
 
 impl Taken {
@@ -364,6 +367,15 @@ impl Taken {
             held_us: seal.held().as_secs_f64() * 1e6,
             seconds: all.as_secs_f64(),
             unneeded_blocks: None,
+            guest: None,
+        }
+    }
+
+    /// Says how its guest was held, if it had one.
+    pub(crate) fn of_guest(self, held: Option<&'static str>) -> Self {
+        Self {
+            guest: held.map(str::to_owned),
+            ..self
         }
     }
 

@@ -71,6 +71,8 @@ mod qemu;
 mod quiesce;
 #[path = "it/rig.rs"]
 mod rig;
+#[path = "it/run.rs"]
+mod run;
 #[path = "it/session.rs"]
 mod session;
 #[path = "it/sockets.rs"]

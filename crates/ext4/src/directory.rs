@@ -194,9 +194,7 @@ impl FileSystem<'_> {
             return Ok(None);
         }
         if inode.has(Flag::InlineData) {
-            let mut target = [&inode.root[..], inline_rest(inode)].concat();
-            target.truncate(size);
-            return Ok(Some(target));
+            return Ok(Some(inline_data(inode, size)));
         }
         if inode.is_short_link(self.superblock()) {
             return Ok(Some(Fields(&inode.root).slice(0, size).to_vec()));
@@ -222,6 +220,13 @@ impl FileSystem<'_> {
         target.truncate(size);
         Ok(Some(target))
     }
+}
+
+/// What an inode holds itself, so much of it.
+pub(crate) fn inline_data(inode: &Inode, bytes: usize) -> Vec<u8> {
+    let mut data = [&inode.root[..], inline_rest(inode)].concat();
+    data.truncate(bytes);
+    data
 }
 
 /// Inline data that did not fit into the first 60 bytes.

@@ -35,6 +35,7 @@ mod orphans;
 pub mod owners;
 pub mod paths;
 pub mod problems;
+mod read;
 pub mod source;
 pub mod superblock;
 mod view;

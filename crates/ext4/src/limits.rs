@@ -20,3 +20,6 @@ pub(crate) const TABLE_CHUNK_BYTES: u32 = 1 << 20;
 
 /// Bytes of a symbolic link's target; the format's own bound is a block.
 pub const LINK_BYTES_MAX: u64 = 64 << 10;
+
+/// Symbolic links on one path, as many as Linux follows.
+pub const LINKS_MAX: u32 = 40;

@@ -5,6 +5,7 @@ mod it {
     mod exact;
     mod hostile;
     mod oracle;
+    mod read;
     mod replay;
     mod rig;
     mod variants;

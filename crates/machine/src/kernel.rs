@@ -12,7 +12,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use crate::Archive;
+use cowslip_guest::{INIT, in_order, initramfs};
 
 /// What can be had: that of Debian 12, and the one in its backports.
 pub const VERSIONS: [&str; 2] = ["6.1", "6.12"];
@@ -25,9 +25,6 @@ const MODULES: [&str; 5] = [
     "9p",
     "overlay",
 ];
-
-/// Statically linked; see build.rs.
-const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -65,47 +62,17 @@ impl Kernel {
 
     /// What is unpacked into memory, for [`Machine`](crate::Machine). Each share is `ro PATH` or `rw PATH`.
     pub(crate) fn initramfs(&self, shares: &[String]) -> Vec<u8> {
-        let mut archive = Archive::new();
-        for dir in ["proc", "sys", "modules", "shares"] {
-            archive.directory(dir);
-        }
-        archive.file("init", INIT);
-        for (number, path) in self.modules_in_order().iter().enumerate() {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            let bytes = std::fs::read(path).unwrap();
-            archive.file(&format!("modules/{number:02}-{name}"), &bytes);
-        }
+        let needs = std::fs::read_to_string(self.modules().join("modules.dep")).unwrap();
+        let modules = in_order(&needs, &MODULES).into_iter().map(|path| {
+            let name = path.rsplit('/').next().unwrap();
+            (name, std::fs::read(self.modules().join(path)).unwrap())
+        });
+        let mut archive = initramfs(modules);
+        archive.directory("shares");
         for (number, share) in shares.iter().enumerate() {
             archive.file(&format!("shares/{number:02}"), share.as_bytes());
         }
         archive.finish()
-    }
-
-    /// Each behind those that it needs. What is not there is built in.
-    fn modules_in_order(&self) -> Vec<PathBuf> {
-        let needs = std::fs::read_to_string(self.modules().join("modules.dep")).unwrap();
-        let mut order: Vec<&str> = Vec::new();
-        for wanted in MODULES {
-            let is_it = |path: &str| {
-                let name = path
-                    .rsplit('/')
-                    .next()
-                    .and_then(|name| name.split('.').next());
-                name.is_some_and(|name| name.replace('-', "_") == wanted)
-            };
-            let mut lines = needs.lines().filter_map(|line| line.split_once(':'));
-            let Some((path, below)) = lines.find(|(path, _)| is_it(path)) else {
-                continue;
-            };
-            // modules.dep(5): all that it needs, however far below, what is needed first coming last.
-            for path in below.split_whitespace().rev().chain([path]) {
-                if !order.contains(&path) {
-                    order.push(path);
-                }
-            }
-        }
-        let whole = |path: &str| self.modules().join(path);
-        order.into_iter().map(whole).collect()
     }
 }
 

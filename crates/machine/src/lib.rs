@@ -1,8 +1,8 @@
 //! Real kernels, for tests: Debian's, under QEMU, with this machine's own files as theirs.
 //!
 //! ```text
-//! test ── Machine::boot ──> qemu-system-x86_64 ── kernel ──> init (src/init): root over 9p, read-only, below an overlay in memory
-//!      ── Running::run ──> one virtio port, frames (frame.rs) ──> a command, as root ──> its streams, how it ended
+//! test ── Machine::boot ──> qemu-system-x86_64 ── kernel ──> init (crates/guest): root over 9p, read-only, below an overlay in memory
+//!      ── Running::run ──> one virtio port, frames (crates/guest) ──> a command, as root ──> its streams, how it ended
 //! ```
 //!
 //! A kernel comes from a cache, where `cargo xtask test` puts it ([`Kernel`]); a test asks [`have`] first. The processor is emulated, one, and some
@@ -17,14 +17,12 @@
     reason = "a test that cannot go on fails"
 )]
 
-mod cpio;
-mod frame;
 mod kernel;
 mod machine;
 mod monitor;
 mod running;
 
-pub use cpio::Archive;
+pub use cowslip_guest::Archive;
 pub use kernel::{Kernel, VERSIONS, have};
 pub use machine::{Access, Machine};
 pub use running::Running;

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
+use cowslip_guest::frame;
 use tempfile::TempDir;
 
-use crate::frame;
 use crate::monitor::{Monitor, memory_of};
 
 /// Of the console, when something went wrong.
@@ -41,8 +41,8 @@ impl Running {
     }
 
     pub(crate) fn wait_until_ready(&mut self, within: Duration) {
-        let (kind, _) = self.receive("booting", Instant::now() + within);
-        assert_eq!(kind, frame::READY);
+        let (kind, why) = self.receive("booting", Instant::now() + within);
+        assert_eq!(kind, frame::READY, "{}", String::from_utf8_lossy(&why));
     }
 
     /// QEMU's process.
@@ -86,6 +86,7 @@ impl Running {
         let what = String::from_utf8_lossy(&payload).replace('\0', " ");
         assert!(payload.len() <= frame::PAYLOAD_MAX, "{what}");
         frame::send(&mut self.port, frame::COMMAND, &payload)
+            .and_then(|()| frame::send(&mut self.port, frame::INPUT, &[]))
             .unwrap_or_else(|e| self.fail(&what, &e));
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
@@ -93,6 +94,7 @@ impl Running {
             match kind {
                 frame::OUT => stdout.extend(payload),
                 frame::ERR => stderr.extend(payload),
+                frame::TAKEN => {}
                 frame::EXIT => {
                     let status = String::from_utf8(payload).unwrap();
                     let status = ExitStatus::from_raw(status.parse().unwrap());

@@ -63,22 +63,17 @@ pub(super) fn built_with(settings: &Settings) -> Result<String, Failure> {
 pub(super) fn run(context: &Context, args: &KernelArgs) -> Result<(), Failure> {
     let store = context.store()?;
     let (header, _lease) = store.resolve_leased(&args.name)?;
-    let carried = carried(&store, &header, args)?;
-    let of_linux = said_by_template(&store, header)?;
-    let options = match (carried.as_str(), of_linux) {
-        ("", None) => NOT_SAID.join(","),
-        (carried, of_linux) => {
-            let of_linux = of_linux.unwrap_or_else(|| NOT_SAID[1].to_owned());
-            [carried, &of_linux].join(",")
-        }
-    };
+    let image: Arc<dyn Device> = Arc::new(Image::new(Arc::clone(&store), Arc::clone(&header)));
+    let fs = FileSystem::open(image, State::Replayed);
+    let fs = fs.map_err(|e| Failure::failed(format!("{} holds no ext4: {e}", args.name)))?;
+    let options = options(&store, Some(header), &fs)?;
     let options = options.split(',').filter(|option| !option.is_empty());
     let (taken, left_out): (Vec<&str>, Vec<&str>) =
         options.partition(|option| args.initrd || kernel_takes(option));
     let rootflags = taken.join(",");
     let line = Line {
         name: args.name.to_string(),
-        line: line(args, &rootflags),
+        line: line(args.machine, &args.root, &rootflags),
         rootflags,
         left_out: left_out.iter().map(|option| (*option).to_owned()).collect(),
     };
@@ -92,17 +87,34 @@ pub(super) fn run(context: &Context, args: &KernelArgs) -> Result<(), Failure> {
     context.report.result(&line, || line.line.clone())
 }
 
+/// The mount options of an image: those in its file system, and those of the template that it comes from, if that is known.
+pub(super) fn options(
+    store: &Store,
+    header: Option<Arc<Header>>,
+    fs: &FileSystem<'_>,
+) -> Result<String, Failure> {
+    let carried = carried(fs)?;
+    let of_linux = header.map(|header| said_by_template(store, header));
+    Ok(match (carried.as_str(), of_linux.transpose()?.flatten()) {
+        ("", None) => NOT_SAID.join(","),
+        (carried, of_linux) => {
+            let of_linux = of_linux.unwrap_or_else(|| NOT_SAID[1].to_owned());
+            [carried, &of_linux].join(",")
+        }
+    })
+}
+
 fn kernel_takes(option: &str) -> bool {
     !is_of_linux(option) || FOR_ANY_FILE_SYSTEM.contains(&option)
 }
 
-fn line(args: &KernelArgs, rootflags: &str) -> String {
-    let machine = match args.machine {
+/// All of the line.
+pub(super) fn line(machine: Machine, root: &str, rootflags: &str) -> String {
+    let machine = match machine {
         Machine::Firecracker => "console=ttyS0 reboot=k panic=1 pci=off",
         Machine::CloudHypervisor => "console=hvc0 panic=1",
         Machine::Qemu => "console=ttyS0 panic=1",
     };
-    let root = &args.root;
     let rootflags = match rootflags {
         "" => String::new(),
         flags => format!(" rootflags={flags}"),
@@ -111,19 +123,12 @@ fn line(args: &KernelArgs, rootflags: &str) -> String {
 }
 
 /// The options in the superblock.
-fn carried(store: &Arc<Store>, header: &Arc<Header>, args: &KernelArgs) -> Result<String, Failure> {
-    let image: Arc<dyn Device> = Arc::new(Image::new(Arc::clone(store), Arc::clone(header)));
-    let fs = FileSystem::open(image, State::Replayed);
-    let fs = fs.map_err(|e| Failure::failed(format!("{} holds no ext4: {e}", args.name)))?;
+fn carried(fs: &FileSystem<'_>) -> Result<String, Failure> {
     let options = &fs.superblock().mount_options;
     let is_plain = options.iter().all(|b| b.is_ascii_graphic() && *b != b'"');
     let options = std::str::from_utf8(options).ok().filter(|_| is_plain);
-    options.map(str::to_owned).ok_or_else(|| {
-        Failure::failed(format!(
-            "{}: the mount options in its superblock are no text",
-            args.name
-        ))
-    })
+    let no_text = || Failure::failed("the mount options in the superblock are no text");
+    options.map(str::to_owned).ok_or_else(no_text)
 }
 
 /// Linux's options, from the template that the snapshot comes from, if it was built and is still there.

@@ -21,6 +21,7 @@ mod mount;
 mod quiesce;
 mod repair;
 mod rm;
+mod run;
 mod serve;
 mod sessions;
 mod snapshot;
@@ -61,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(&context, &args),
         Command::Attach(args) => attach::run(&context, &args),
         Command::Mount(args) => mount::run(&context, &args),
+        Command::Run(args) => return run::run(&context, &args),
         Command::Detach(args) => detach::run(&context, &args),
         Command::Snapshot(args) => snapshot::run(&context, &args),
         Command::Ls => ls::run(&context),

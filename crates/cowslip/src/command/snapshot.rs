@@ -156,14 +156,16 @@ fn ask_or_do(
     }
 }
 
-fn describe(taken: &Taken) -> String {
+pub(super) fn describe(taken: &Taken) -> String {
     let held = Duration::from_secs_f64(taken.held_us / 1e6);
     let all = Duration::from_secs_f64(taken.seconds);
     let unneeded = taken.unneeded_blocks.map_or_else(String::new, |n| {
         format!(", {n} that the file system does not need")
     });
+    let guest = taken.guest.as_deref();
+    let guest = guest.map_or_else(String::new, |how| format!("guest {how}, "));
     format!(
-        "snapshot {} ({}): {}{unneeded}; device held for {}, committed after {}",
+        "snapshot {} ({}): {}{unneeded}; {guest}device held for {}, committed after {}",
         taken.info.name,
         bytes(taken.info.size_bytes),
         taken.info.diff(),

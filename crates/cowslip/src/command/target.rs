@@ -19,16 +19,19 @@ use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use cowslip_snapshot::image::Image;
 use cowslip_snapshot::parts::Part;
 use cowslip_snapshot::roots::Lease;
-use cowslip_snapshot::session::{Manifest, Session, SessionError, Surroundings, Workers};
+use cowslip_snapshot::session::{
+    Manifest, Session, SessionError, SnapshotOptions, Surroundings, Workers,
+};
 use cowslip_snapshot::store::{Caches, Store};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::{Context, open_store, surroundings};
 use crate::args::DeviceOptions;
-use crate::control::{Control, Patience};
+use crate::control::{self, Answer, Control, ItsGuest, Patience};
 use crate::failure::Failure;
-use crate::report::{bytes, complain};
+use crate::report::{Taken, bytes, complain};
+use crate::run::Guest;
 
 /// What was written survives the end of the process without a flush; a disk that hangs must not
 /// hold up the end for longer than this.
@@ -60,6 +63,7 @@ pub(super) fn on_signal(mut signals: Signals, end: mpsc::Sender<()>) {
 /// What is being served.
 pub(super) struct Target {
     pub(super) name: ImageName,
+    pub(super) store: Arc<Store>,
     what: What,
 }
 
@@ -76,6 +80,7 @@ enum What {
 struct Live {
     _control: Control,
     _workers: Workers,
+    guest: ItsGuest,
     session: Arc<Session>,
     path: PathBuf,
     temporary: Option<tempfile::TempDir>,
@@ -135,7 +140,8 @@ impl Target {
             let (header, _lease) = store.resolve_image_leased(&name)?;
             let image = Arc::new(Image::new(Arc::clone(store), header));
             let what = What::Image { image, _lease };
-            return Ok(Self { name, what });
+            let store = Arc::clone(store);
+            return Ok(Self { name, store, what });
         }
         let disk = disk_of(store, &name)?;
         let failed = |e: io::Error| Failure::failed(format!("making a temporary session: {e}"));
@@ -162,17 +168,61 @@ impl Target {
         let session = Arc::new(session);
         let name = (&session.manifest().began_from).into();
         let workers = Workers::start(&session, complain).map_err(failed)?;
-        let control =
-            Control::listen(Arc::clone(dir), Arc::clone(&session), store).map_err(failed)?;
+        let guest = ItsGuest::default();
+        let control = Control::listen(
+            Arc::clone(dir),
+            Arc::clone(&session),
+            Arc::clone(&store),
+            Arc::clone(&guest),
+        );
         let live = Live {
-            _control: control,
+            _control: control.map_err(failed)?,
             _workers: workers,
+            guest,
             session,
             path,
             temporary,
         };
         let what = What::Session(live);
-        Ok(Self { name, what })
+        Ok(Self { name, store, what })
+    }
+
+    /// From now on snapshots hold this guest.
+    pub(super) fn has_guest(&self, guest: Arc<Guest>) {
+        if let What::Session(live) = &self.what {
+            // There is one guest, once.
+            let _ = live.guest.set(guest);
+        }
+    }
+
+    /// A snapshot by who serves it; none of what is only read.
+    pub(super) fn snapshot(
+        &self,
+        name: &SnapshotName,
+        replace: bool,
+        say: &dyn Fn(&Answer),
+    ) -> Result<Taken, Failure> {
+        let What::Session(live) = &self.what else {
+            return Err(Failure::usage("what is only read has no snapshots"));
+        };
+        let options = SnapshotOptions {
+            replace,
+            ..SnapshotOptions::default()
+        };
+        control::take(
+            &live.session,
+            &self.store,
+            None,
+            name,
+            &options,
+            || true,
+            say,
+        )
+    }
+
+    /// Is what is written dropped at the end?
+    pub(super) fn is_temporary(&self) -> bool {
+        matches!(&self.what, What::Session(live) if live.temporary.is_some())
     }
 
     pub(super) fn device(&self, read_only: bool) -> Arc<dyn Device> {

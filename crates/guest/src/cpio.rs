@@ -36,7 +36,7 @@ impl Archive {
     }
 
     fn entry(&mut self, path: &str, mode: u32, (major, minor): (u32, u32), bytes: &[u8]) {
-        let length = |n: usize| u32::try_from(n).expect("a file of a few MiB");
+        let length = |n: usize| u32::try_from(n).expect("no file of 4 GiB is put into memory");
         let name = length(path.len() + 1);
         let fields = [
             0,

@@ -1,7 +1,7 @@
-//! Builds the first process of a machine from `src/init`, linked statically: in the initramfs it is alone.
+//! Builds the first process of a guest from `src/init`, linked statically: in the initramfs it is alone.
 //!
 //! Cargo builds no program of a dependency, and would link it like all others; so this calls the compiler. Where that cannot link statically the
-//! program is empty, and machines cannot be had.
+//! program is empty, and a guest has to bring its own.
 
 use std::path::PathBuf;
 use std::process::Command;
