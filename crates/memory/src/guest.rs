@@ -521,7 +521,7 @@ impl Guest {
         }
     }
 
-    fn page_bytes(&self) -> u64 {
+    pub(crate) fn page_bytes(&self) -> u64 {
         u64::from(self.regions.page_size().bytes())
     }
 

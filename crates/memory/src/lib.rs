@@ -6,7 +6,7 @@
 //! source     the snapshot's map and frames, shared by all guests of it
 //! server     guests without number: one thread for what is at hand, a pool in turns for what is not
 //! seal       memory that stands still -> what each page becomes -> layer and header
-//! snapshot   a guest that is served: what it wrote, copied out as it was at one moment -> seal
+//! snapshot   a guest that is served: what it wrote, copied out in rounds as it was at one moment -> seal
 //! ```
 //!
 //! Read in this order: [`page`], [`regions`], [`handshake`], [`source`], [`guest`], [`live`], [`server`]; [`sys`] is the kernel. By itself: [`seal`], with
@@ -23,6 +23,7 @@ mod pool;
 mod prefetch;
 pub mod process;
 pub mod regions;
+mod rounds;
 pub mod seal;
 pub mod server;
 pub mod snapshot;

@@ -1,15 +1,18 @@
-//! [`take`]: a snapshot of the memory of a guest that is served: what it wrote since the last one, over that one.
+//! [`capture`], and [`Captured::store`]: a snapshot of the memory of a guest that is served: what it wrote since the last one, over that one.
 //!
 //! ```text
-//! paused      harvest; copy, unless writes are told of            (guest/capture.rs)
-//! goes on     copy, where writes are told of; seal                (seal.rs)
+//! runs        what is dirty by now is harvested and copied        (rounds.rs, guest/capture.rs)
+//! paused      what it wrote since; copied as well, unless writes are told of
+//! goes on     copied, where writes are told of
+//! stored      compared, packed                                    (seal.rs)
 //! committed   the next one is made over this one                  (Taken::committed)
 //! ```
 //!
-//! Whatever fails, and whoever drops a [`Taken`] without a word, leaves the guest as if nothing had been asked: what it wrote goes into the next
+//! Whatever fails, and whoever drops a [`Captured`] or a [`Taken`] without a word, leaves the guest as if nothing had been asked: what it wrote goes into the next
 //! snapshot. One snapshot of a guest is taken at a time; a second one waits.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use cowslip_block::files::RealFile;
@@ -17,20 +20,10 @@ use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::sparse::SparseFile;
 use cowslip_snapshot::{Header, StoreError};
 
-use crate::guest::{CaptureError, Guest, Harvest, Tracking};
+use crate::guest::{CaptureError, Harvest, Tracking};
 use crate::live::{Base, Live};
+use crate::rounds::Rounds;
 use crate::seal::{MemoryFigures, MemorySpec, PAGE, Step, seal};
-
-/// What a snapshot is made with.
-#[derive(Clone, Copy, Debug)]
-pub struct SnapshotSpec<'a> {
-    /// Takes what was written: an empty file, without a name, where there is room for it.
-    pub spool: &'a File,
-    /// The disk that is snapshot with it.
-    pub disk: Option<&'a Arc<Header>>,
-    /// Frames of the disk that the map may lead to.
-    pub disk_frames_max: u64,
-}
 
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -44,38 +37,44 @@ pub enum SnapshotError {
     /// Its memory may have changed while it was looked at.
     #[error("the guest did not stay paused until its memory was looked at")]
     NotPaused,
-    /// Whoever asked has gone while another one was taken.
+    /// Whoever asked has gone before the guest was paused for it.
     #[error("nobody waits for this snapshot any more")]
     NotWanted,
-    /// It could not be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+}
+
+/// What a guest wrote, in a file, as its memory was at one moment. The guest goes on.
+pub struct Captured<'a> {
+    // Before the lock, which comes last: fields are dropped in this order.
+    rounds: Rounds<'a>,
+    harvest: Harvest,
+    spool: RealFile,
+    live: &'a Live,
+    base: MutexGuard<'a, Base>,
 }
 
 /// A snapshot that is stored, and has no name yet.
 #[derive(Debug)]
 pub struct Taken<'a> {
-    // Before the lock, which comes last: fields are dropped in this order.
-    harvested: Harvested<'a>,
+    // As above.
+    rounds: Rounds<'a>,
     header: Arc<Header>,
     figures: MemoryFigures,
     base: MutexGuard<'a, Base>,
 }
 
-/// What is dirty again if it is dropped before its snapshot is committed.
-#[derive(Debug)]
-struct Harvested<'a> {
-    guest: &'a Guest,
-    harvest: Harvest,
-    is_committed: bool,
-}
+/// Whoever asks for a snapshot, and has the guest paused for it.
+pub trait Holder {
+    /// Is the guest paused before it is asked for it? Then nothing is gained by looking at it ahead.
+    fn is_paused(&self) -> bool;
 
-impl Drop for Harvested<'_> {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            self.guest.lose(&self.harvest);
-        }
-    }
+    /// It is to be paused now, and is when this returns. Asked when it is this snapshot's turn, and what can be done ahead is done.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotWanted`] where nobody pauses it any more.
+    fn pause(&mut self) -> Result<(), SnapshotError>;
+
+    /// It may go on; was it paused until now? Whoever paused it may have lost patience.
+    fn goes_on(&mut self) -> bool;
 }
 
 impl Taken<'_> {
@@ -93,93 +92,82 @@ impl Taken<'_> {
     pub fn committed(mut self, lease: Lease) {
         self.base.header = Arc::clone(&self.header);
         self.base.lease = Some(lease);
-        self.harvested.is_committed = true;
+        self.rounds.committed();
     }
 }
 
-/// Takes one, in the store of the image that the guest began from. `is_wanted` is asked when it is this one's turn, before anything is taken
-/// from the guest. The guest is paused; `goes_on` is called when it may go on, and says whether it was paused until
-/// then: whoever paused it may have lost patience. Where this fails before, it is not called. `progress` is told how much of a step is done, and of how
-/// much.
+/// Takes what the guest wrote into this file: an empty one without a name, where there is room for it. Where this fails before the guest may go on, its holder
+/// is not told that it may.
 ///
 /// # Errors
 /// [`SnapshotError`].
-pub fn take<'a>(
+pub fn capture<'a>(
     live: &'a Live,
-    lease: &Lease,
-    spec: &SnapshotSpec<'_>,
-    is_wanted: impl FnOnce() -> bool,
-    goes_on: impl FnOnce() -> bool,
-    progress: &mut dyn FnMut(Step, u64, u64),
-) -> Result<Taken<'a>, SnapshotError> {
+    spool: File,
+    holder: &mut dyn Holder,
+) -> Result<Captured<'a>, SnapshotError> {
     let base = live.base().lock().unwrap_or_else(PoisonError::into_inner);
-    if !is_wanted() {
-        return Err(SnapshotError::NotWanted);
-    }
-    let guest = live.guest();
     let process = live.process();
     let process = process.ok_or_else(|| SnapshotError::NotOurs(live.pid()))?;
-    let harvested = Harvested {
-        guest,
-        harvest: guest.harvest(process, spec.spool)?,
-        is_committed: false,
-    };
-    let goes_on = || match goes_on() {
+    let mut rounds = Rounds::new(live.guest(), process);
+    if !holder.is_paused() {
+        rounds.ahead(&spool);
+    }
+    holder.pause()?;
+    rounds.last(&spool)?;
+    let goes_on = |holder: &mut dyn Holder| match holder.goes_on() {
         true => Ok(()),
         false => Err(SnapshotError::NotPaused),
     };
-    let copy = || guest.copy(process, &harvested.harvest);
-    match guest.tracking() {
+    match live.guest().tracking() {
         Tracking::Sync => {
-            goes_on()?;
-            copy()?;
+            goes_on(holder)?;
+            rounds.copy_last()?;
         }
         Tracking::Async | Tracking::None => {
-            copy()?;
-            goes_on()?;
+            rounds.copy_last()?;
+            goes_on(holder)?;
         }
     }
-    let sealed = store_it(
+    let harvest = rounds.merged(&spool).map_err(CaptureError::Io)?;
+    Ok(Captured {
+        rounds,
+        harvest,
+        spool: RealFile::from(OwnedFd::from(spool)),
         live,
-        &harvested.harvest,
-        &base.header,
-        lease,
-        spec,
-        progress,
-    );
-    let (header, figures) = sealed?;
-    Ok(Taken {
-        harvested,
-        header,
-        figures,
         base,
     })
 }
 
-fn store_it(
-    live: &Live,
-    harvest: &Harvest,
-    base: &Arc<Header>,
-    lease: &Lease,
-    spec: &SnapshotSpec<'_>,
-    progress: &mut dyn FnMut(Step, u64, u64),
-) -> Result<(Arc<Header>, MemoryFigures), SnapshotError> {
-    let spool = spec.spool.try_clone().map_err(CaptureError::Io)?;
-    let spool = RealFile::from(std::os::fd::OwnedFd::from(spool));
-    let size_bytes = base.size_bytes();
-    let per_page = live.guest().regions().page_size().bytes() / PAGE.bytes();
-    let sealed = seal(
-        live.store(),
-        lease,
-        &MemorySpec {
-            source: &SparseFile::new(&spool, size_bytes)?,
+impl<'a> Captured<'a> {
+    /// Stores it, in the store of the image that the guest began from; with the disk that was snapshot with it, of whose frames the map may lead to so many.
+    /// `progress` is told how much of a step is done, and of how much.
+    ///
+    /// # Errors
+    /// As [`seal`] says.
+    pub fn store(
+        self,
+        lease: &Lease,
+        disk: Option<&Arc<Header>>,
+        disk_frames_max: u64,
+        progress: &mut dyn FnMut(Step, u64, u64),
+    ) -> Result<Taken<'a>, StoreError> {
+        let size_bytes = self.base.header.size_bytes();
+        let per_page = self.live.guest().regions().page_size().bytes() / PAGE.bytes();
+        let spec = MemorySpec {
+            source: &SparseFile::new(&self.spool, size_bytes)?,
             size_bytes,
-            parent: Some(base),
-            disk: spec.disk,
-            dirty: Some(&harvest.changed(per_page.into())),
-            disk_frames_max: spec.disk_frames_max,
-        },
-        progress,
-    );
-    Ok(sealed?)
+            parent: Some(&self.base.header),
+            disk,
+            dirty: Some(&self.harvest.changed(per_page.into())),
+            disk_frames_max,
+        };
+        let (header, figures) = seal(self.live.store(), lease, &spec, progress)?;
+        Ok(Taken {
+            rounds: self.rounds,
+            header,
+            figures,
+            base: self.base,
+        })
+    }
 }

@@ -25,12 +25,13 @@ pub(super) struct Row {
 }
 
 /// What a snapshot says of itself, and how a table calls it.
-const COUNTED: [(&str, &str); 7] = [
+const COUNTED: [(&str, &str); 8] = [
     ("looked_at_pages", "looked at"),
     ("changed_pages", "changed"),
     ("zero_pages", "zero"),
     ("same_pages", "as before"),
     ("disk_pages", "on disk"),
+    ("delta_pages", "deltas"),
     ("payload_pages", "stored"),
     ("stored_bytes", "bytes"),
 ];

@@ -16,8 +16,8 @@ const SERVE: &str = "For Firecracker, PATH is the backend_path of a mem_backend 
     those pages are put in place before they ask. When a signal ends the server, what is left of their memory is put in place first, and they go on without it; \
     a second signal kills them. A guest whose page cannot be had, for half a minute, is killed: it never reads zeros for what is stored.";
 
-const SNAPSHOT: &str = "In this order: --before, which pauses the guest; what must be looked at while it is paused; --after, which lets it go; storing. Where the guest's writes are \
-    faults (a userfaultfd without UFFD_FEATURE_WP_ASYNC) its memory is copied while it goes on, else while it is paused. --after is run whatever happens, also on a signal, but for kill -9.";
+const SNAPSHOT: &str = "In this order: a copy of what the guest wrote, while it runs; --before, which pauses it; what it wrote since; --after, which lets it go; storing. Where the guest's writes are \
+    faults (a userfaultfd without UFFD_FEATURE_WP_ASYNC) that too is copied while it goes on, else while it is paused. Without --before it is taken to be paused all the time. --after is run whatever happens, also on a signal, but for kill -9.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Memory {

@@ -1,13 +1,12 @@
 //! `cowslip memory snapshot`: of guests that are served, with the commands that pause them and let them go.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::thread;
+use std::os::unix::net::UnixStream;
 
 use cowslip_vmm::{Control, Shape, can};
 use rustix::process::{Signal, kill_process};
 
-use super::rig::{Rig, Served, until};
+use super::rig::{COWSLIP, Rig, Served, until};
 
 const PAGES: usize = 300;
 const PAGE: usize = 4096;
@@ -66,6 +65,11 @@ impl World {
     }
 
     fn paused(&self, rest: &str) -> std::process::Output {
+        self.held(rest, "true")
+    }
+
+    /// Paused by one command more.
+    fn held(&self, rest: &str, by: &str) -> std::process::Output {
         let mut words: Vec<String> = self
             .line(rest)
             .split_whitespace()
@@ -74,7 +78,7 @@ impl World {
         let step = |what: &str| format!("echo {what} >> {}", self.rig.path("steps").display());
         words.extend([
             "--before".into(),
-            step("paused"),
+            format!("{}; {by}", step("paused")),
             "--after".into(),
             step("resumed"),
         ]);
@@ -97,14 +101,17 @@ fn snapshots_over_one_another_restore_what_the_guest_had() {
         };
         let mut guest = world.guest(is_async);
         world.rig.file("state", b"the monitor's");
-        world.rig.import("d", &[9; 2 * PAGE]);
+        world.rig.file("disk", &[9; 2 * PAGE]);
         world.write(&mut guest, 5, 100);
         world.write(&mut guest, 70, 101);
         guest.begin("a remove 200 210");
         assert_eq!(guest.answer(), "a removed");
         world.memory[200 * PAGE..210 * PAGE].fill(0);
         let state = world.rig.path("state");
-        let output = world.paused(&format!("one --json --disk d --state {}", state.display()));
+        // The disk has its name once the guest is paused.
+        let line = format!("one --json --disk d --state {}", state.display());
+        let import = format!("{COWSLIP} import disk d --format raw --quiet");
+        let output = world.held(&line, &import);
         assert!(output.status.success(), "{}", super::rig::said(&output));
         assert_eq!(world.steps(), "paused\nresumed\n");
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -155,21 +162,32 @@ fn the_guest_is_let_go_whatever_happens() {
         let said = super::rig::said(&output);
         assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(said.contains(why), "{said}");
-        assert_eq!(world.steps(), "paused\nresumed\n");
+        world.steps()
     };
-    refused(&world, "m", 1, "m");
-    refused(&world, "x --pid 1", 3, "process 1");
-    refused(&world, "x --disk nobody", 3, "nobody");
+    // It is not paused for what can be known before.
+    assert_eq!(refused(&world, "m", 1, "m"), "");
+    assert_eq!(refused(&world, "x --pid 1", 3, "process 1"), "");
     let other = world.guest(false);
     until("both", || {
         world.paused("x").status.code().filter(|code| *code == 2)
     });
     drop(other);
-    // A server that does not answer.
+    let both = "paused\nresumed\n";
+    assert_eq!(refused(&world, "x --state nowhere", 3, "nowhere"), both);
+    assert_eq!(refused(&world, "x --disk nobody", 3, "nobody"), both);
+    // A server that does not answer from then on.
     let server = world.served.as_ref().unwrap().pid();
-    kill_process(server, Signal::STOP).unwrap();
-    refused(&world, "x --pause-timeout 300ms", 1, "nothing is stored");
+    // One of its threads takes the signal, and stops the others.
+    let stopping = format!(
+        "kill -STOP {0}; while grep -h ^State: /proc/{0}/task/*/status | grep -qv 'T (stopped)'; do :; done",
+        server.as_raw_nonzero()
+    );
+    std::fs::remove_file(world.rig.path("steps")).ok();
+    let output = world.held("x --pause-timeout 300ms", &stopping);
     kill_process(server, Signal::CONT).unwrap();
+    let said = super::rig::said(&output);
+    assert!(said.contains("nothing is stored"), "{said}");
+    assert_eq!((output.status.code(), &*world.steps()), (Some(1), both));
     // Whoever lost patience has let the guest go: what it asked for is not stored, and not lost either.
     world.write(&mut guest, 6, 101);
     let report = until("one guest", || {
@@ -216,32 +234,6 @@ fn the_guest_is_let_go_whatever_happens() {
     );
 }
 
-/// A guest may take longer to be paused, with its monitor's state saved, than a server waits for who says nothing.
-#[test]
-fn a_server_is_asked_once_the_guest_is_paused() {
-    let rig = Rig::new();
-    let path = rig.path("memory.sock.control");
-    let listener = UnixListener::bind(&path).unwrap();
-    let server = thread::spawn(move || {
-        drop(listener.accept().unwrap());
-        let mut line = String::new();
-        let (asked, _) = listener.accept().unwrap();
-        BufReader::new(asked).read_line(&mut line).unwrap();
-        line
-    });
-    let server_at = rig.path("memory.sock");
-    let line = format!(
-        "memory snapshot x --before true --server unix:{}",
-        server_at.display()
-    );
-    let said = rig.fails(1, &line);
-    assert!(said.contains("the server went away"), "{said}");
-    // Where nobody asked a second time, this is what the server hears.
-    drop(UnixStream::connect(&path));
-    let asked = server.join().unwrap();
-    assert!(asked.contains(r#""name":"x""#), "{asked:?}");
-}
-
 /// The server could not open it: it has no name any more. And it opens none that it is told.
 #[test]
 fn the_monitor_s_state_is_opened_by_the_client_alone() {
@@ -263,10 +255,11 @@ fn the_monitor_s_state_is_opened_by_the_client_alone() {
         ("true", "no file came"),
     ] {
         let asked = UnixStream::connect(world.rig.path("memory.sock.control")).unwrap();
-        let request = r#"{"name":"two","replace":false,"disk_frames":0,"state":"#;
-        writeln!(&asked, "{request}{state}}}").unwrap();
-        let mut said = String::new();
-        BufReader::new(asked).read_line(&mut said).unwrap();
+        let request = r#"{"name":"two","replace":false,"is_paused":true,"disk_frames":0,"state":"#;
+        // It is paused, and stays so.
+        writeln!(&asked, "{request}{state}}}\n\n").unwrap();
+        let said = BufReader::new(asked).lines().map(Result::unwrap);
+        let said = said.last().unwrap();
         assert!(said.contains("failed") && said.contains(why), "{said}");
     }
 }

@@ -1,12 +1,38 @@
-//! The engine's share of a pause: what is dirty is found, and protected again; where the kernel notes writes, it is copied as well.
+//! The engine's share of a pause: what is dirty is found, and protected again; where the kernel notes writes, it is copied as well. Of a snapshot whose guest
+//! runs until it is asked to pause, that is done for what was written while the rest was copied ahead.
 
 use std::time::Instant;
 
 use cowslip_memory::process::Process;
 use cowslip_memory::server::Options;
+use cowslip_memory::snapshot::{Holder, SnapshotError, capture};
 
-use crate::host::{Host, PAGE, shuffled};
+use crate::host::{Guest, Host, PAGE, shuffled};
 use crate::{Size, tell};
+
+/// Writes some more when it is to pause; how long it is paused.
+struct Paused<W> {
+    write: W,
+    since: Instant,
+    millis: f64,
+}
+
+impl<W: FnMut()> Holder for Paused<W> {
+    fn is_paused(&self) -> bool {
+        false
+    }
+
+    fn pause(&mut self) -> Result<(), SnapshotError> {
+        (self.write)();
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    fn goes_on(&mut self) -> bool {
+        self.millis = self.since.elapsed().as_secs_f64() * 1e3;
+        true
+    }
+}
 
 pub(crate) fn run(size: Size) {
     for mib in size.harvested_mib {
@@ -30,16 +56,17 @@ fn one(size: Size, host: &Host, mib: usize, is_async: bool) {
     let earlier = all.harvest(&process, &host.spool()).unwrap();
     all.copy(&process, &earlier).unwrap();
     let (mut finding, mut floor, mut copying) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pauses = Vec::new();
     let gib = mib as f64 / 1024.0;
     for round in 0..size.rounds {
         let mut dirty = shuffled(pages, round as u64 + 1);
         dirty.truncate(pages / 100);
         dirty.sort_unstable();
-        let write = |byte| {
-            dirty
-                .iter()
-                .for_each(|page| guest.memory.write(page * PAGE, byte));
+        let write_each = |nth, byte| {
+            let some = dirty.iter().step_by(nth);
+            some.for_each(|page| guest.memory.write(page * PAGE, byte));
         };
+        let write = |byte| write_each(1, byte);
         write(1);
         let begun = Instant::now();
         if is_async {
@@ -62,8 +89,10 @@ fn one(size: Size, host: &Host, mib: usize, is_async: bool) {
         let begun = Instant::now();
         all.copy(&process, &harvest).unwrap();
         copying.push(begun.elapsed().as_secs_f64() * 1e3 / gib);
-        let dirty: u64 = harvest.dirty.iter().map(|run| run.count().0).sum();
-        assert_eq!(dirty, pages as u64 / 100);
+        let found: u64 = harvest.dirty.iter().map(|run| run.count().0).sum();
+        assert_eq!(found, pages as u64 / 100);
+        write(3);
+        pauses.push(pause(&guest, host, || write_each(100, 4)) / gib);
     }
     let how = if is_async {
         "noted by the kernel"
@@ -75,6 +104,15 @@ fn one(size: Size, host: &Host, mib: usize, is_async: bool) {
     } else {
         "the guest goes on"
     };
+    tell(
+        &format!(
+            "pause of {mib} MiB, 1 % dirty and copied ahead, 0.01 % written again meanwhile, {how}"
+        ),
+        "ms/GiB",
+        &pauses,
+        None,
+        Some(("at most", 2.0)),
+    );
     tell(
         &format!("harvest of {mib} MiB, 1 % dirty at random, {how}"),
         "ms/GiB",
@@ -89,4 +127,18 @@ fn one(size: Size, host: &Host, mib: usize, is_async: bool) {
         None,
         None,
     );
+}
+
+/// Of a snapshot.
+fn pause(guest: &Guest<'_>, host: &Host, write: impl FnMut()) -> f64 {
+    let lease = guest.live.store().lease().unwrap();
+    let mut paused = Paused {
+        write,
+        since: Instant::now(),
+        millis: 0.0,
+    };
+    let captured = capture(&guest.live, host.spool(), &mut paused).unwrap();
+    let taken = captured.store(&lease, None, 0, &mut |_, _, _| ());
+    taken.unwrap().committed(lease);
+    paused.millis
 }

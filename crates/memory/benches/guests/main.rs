@@ -5,7 +5,8 @@
 //! | faults whose page is decoded | a loop of poll, read and UFFDIO_COPY from one buffer |
 //! | faults that read and decode a frame; a walk that finds the rest of the frame in place | none |
 //! | prefetch | UFFDIO_COPY of all, 1 MiB at a time |
-//! | harvest: the engine's share of a pause | the kernel's requests alone: PAGEMAP_SCAN of all, or UFFDIO_WRITEPROTECT of each run that is dirty |
+//! | pause: the engine's share of it, when most was copied ahead | none |
+//! | harvest: its share when nothing was | the kernel's requests alone: PAGEMAP_SCAN of all, or UFFDIO_WRITEPROTECT of each run that is dirty |
 //! | forks that nobody uses | none |
 //! | a restore with and without the trace | none |
 //!

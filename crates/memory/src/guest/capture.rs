@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guest paused   harvest   what is dirty is known, and protected again                as long as that takes
-//! goes on, if its writes are told (Tracking::Sync); else it stays paused
+//! goes on, if its writes are told (Tracking::Sync); else it stays paused              (of one that runs all along: rounds.rs)
 //!                copy      run by run into a file, a page that it wants to write first of all
 //!                finish    all is there; or it is not to be: then it counts as dirty again
 //! ```
@@ -147,8 +147,9 @@ impl Copying {
 }
 
 impl Guest {
-    /// Takes what was written since the last harvest, to be copied into this file, which is empty. The guest is paused; it may go on from here on where
-    /// its writes are told of.
+    /// Takes what was written since the last harvest, to be copied into this file, over what is there. It is as it was at one moment if the guest is paused: until this
+    /// returns where its writes are told of, and until it is copied where the kernel notes them. Of one that runs, what it writes meanwhile is in this one or the
+    /// next.
     ///
     /// # Errors
     /// [`CaptureError`]; nothing was taken then.

@@ -1,13 +1,13 @@
 //! Snapshots of guests that are served: each is what the memory was when the guest was paused, whatever it does then.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowslip_block::{ByteOffset, Device};
 use cowslip_memory::guest::Tracking;
 use cowslip_memory::live::Live;
+use cowslip_memory::page::PageState;
 use cowslip_memory::server::Options;
-use cowslip_memory::snapshot::{SnapshotError, SnapshotSpec, Taken, take};
+use cowslip_memory::snapshot::{Holder, SnapshotError, Taken, capture};
 use cowslip_snapshot::roots::Lease;
 use cowslip_snapshot::{Header, Image, Store};
 use cowslip_vmm::{Control, can};
@@ -17,6 +17,30 @@ use crate::served::Host;
 
 const PAGE: usize = 4096;
 const PAGES: usize = 256;
+
+/// A guest that does nothing of itself; with what is to happen when it is paused, and when it goes on.
+struct Held<P, G> {
+    is_paused: bool,
+    pause: P,
+    goes_on: G,
+}
+
+impl<P: FnMut() -> bool, G: FnMut() -> bool> Holder for Held<P, G> {
+    fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    fn pause(&mut self) -> Result<(), SnapshotError> {
+        match (self.pause)() {
+            true => Ok(()),
+            false => Err(SnapshotError::NotWanted),
+        }
+    }
+
+    fn goes_on(&mut self) -> bool {
+        (self.goes_on)()
+    }
+}
 
 /// One guest, and what the first byte of each of its pages is.
 struct World {
@@ -90,20 +114,16 @@ impl World {
         self.oracle = next;
     }
 
-    fn snapshot(&self, goes_on: impl FnOnce() -> bool) -> Result<Taken<'_>, SnapshotError> {
-        let spool = tempfile::tempfile().unwrap();
-        let spec = SnapshotSpec {
-            spool: &spool,
-            disk: None,
-            disk_frames_max: 0,
-        };
-        take(
+    /// Of a guest that is paused before it is asked for.
+    fn snapshot(&self, goes_on: impl FnMut() -> bool) -> Result<Taken<'_>, SnapshotError> {
+        taken(
             &self.live,
             &self.lease,
-            &spec,
-            || true,
-            goes_on,
-            &mut |_, _, _| (),
+            &mut Held {
+                is_paused: true,
+                pause: || true,
+                goes_on,
+            },
         )
     }
 
@@ -115,6 +135,15 @@ impl World {
             assert_eq!(bytes[0], self.oracle[page], "page {page}");
         }
     }
+}
+
+fn taken<'a>(
+    live: &'a Live,
+    lease: &Lease,
+    holder: &mut dyn Holder,
+) -> Result<Taken<'a>, SnapshotError> {
+    let captured = capture(live, tempfile::tempfile().unwrap(), holder)?;
+    Ok(captured.store(lease, None, 0, &mut |_, _, _| ()).unwrap())
 }
 
 #[test]
@@ -177,25 +206,15 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
             let lease = world.store.lease().unwrap();
             std::thread::scope(|scope| {
                 let taking = scope.spawn(move || {
-                    let spool = tempfile::tempfile().unwrap();
-                    let spec = SnapshotSpec {
-                        spool: &spool,
-                        disk: None,
-                        disk_frames_max: 0,
+                    let mut holder = Held {
+                        is_paused: true,
+                        pause: || true,
+                        goes_on: || begin.send(()).is_ok(),
                     };
-                    let taken = take(
-                        &done,
-                        &lease,
-                        &spec,
-                        || true,
-                        || begin.send(()).is_ok(),
-                        &mut |_, _, _| (),
-                    );
-                    taken.map(|taken| {
-                        let header = Arc::clone(taken.header());
-                        taken.committed(lease);
-                        header
-                    })
+                    let taken = taken(&done, &lease, &mut holder)?;
+                    let header = Arc::clone(taken.header());
+                    taken.committed(lease);
+                    Ok(header)
                 });
                 orders.recv().unwrap();
                 went_on = world.begin_some();
@@ -219,45 +238,78 @@ fn a_guest_goes_on_while_its_memory_is_stored() {
     assert_eq!(world.host.said(), "");
 }
 
-/// Asked when it is its turn, not when it came; and nothing was taken from the guest then.
+/// It writes and gives back until it is paused: what it wrote last is there, and what it did not touch again.
+#[test]
+fn what_was_written_before_the_pause_is_copied_ahead_of_it() {
+    let test = "what_was_written_before_the_pause_is_copied_ahead_of_it";
+    if !can(test, false) {
+        return;
+    }
+    for tracking in [Tracking::Async, Tracking::Sync] {
+        let mut world = World::new(tracking);
+        for round in 0..60 {
+            (0..4).for_each(|_| world.run());
+            let (live, store) = (Arc::clone(&world.live), Arc::clone(&world.store));
+            let (ask, asked) = std::sync::mpsc::channel();
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                let taking = scope.spawn(move || {
+                    let lease = store.lease().unwrap();
+                    let mut holder = Held {
+                        is_paused: false,
+                        pause: || ask.send(()).is_ok() && told.recv().is_ok(),
+                        // Now and then it did not stay paused.
+                        goes_on: || round % 7 != 3,
+                    };
+                    let taken = taken(&live, &lease, &mut holder)?;
+                    let header = Arc::clone(taken.header());
+                    if round % 5 != 4 {
+                        taken.committed(store.lease().unwrap());
+                    }
+                    Ok::<_, SnapshotError>((header, lease))
+                });
+                while asked.try_recv().is_err() && !taking.is_finished() {
+                    world.run();
+                }
+                tell.send(()).unwrap();
+                match taking.join().unwrap() {
+                    Ok((header, _lease)) => world.check(&header),
+                    Err(SnapshotError::NotPaused) => assert_eq!(round % 7, 3),
+                    Err(error) => panic!("{error}"),
+                }
+            });
+        }
+        assert_eq!(world.host.said(), "");
+    }
+}
+
+/// Nothing is lost; and of a guest that rests by then, nothing is left to the pause.
 #[test]
 fn one_that_nobody_waits_for_any_more_is_not_taken() {
     if !can("one_that_nobody_waits_for_any_more_is_not_taken", false) {
         return;
     }
-    let mut world = World::new(Tracking::Sync);
-    world.run();
-    let first = world.snapshot(|| true).unwrap();
-    let is_first_done = AtomicBool::new(false);
-    let lease = world.store.lease().unwrap();
-    std::thread::scope(|scope| {
-        let (live, is_first_done) = (&world.live, &is_first_done);
-        let (begin, begun) = std::sync::mpsc::channel();
-        let second = scope.spawn(move || {
-            let spool = tempfile::tempfile().unwrap();
-            let spec = SnapshotSpec {
-                spool: &spool,
-                disk: None,
-                disk_frames_max: 0,
-            };
-            // It hangs up while the first one is taken.
-            let is_wanted = || !is_first_done.load(Ordering::Acquire);
-            let goes_on = || panic!("something was harvested");
-            begin.send(()).unwrap();
-            let taken = take(live, &lease, &spec, is_wanted, goes_on, &mut |_, _, _| ());
-            (taken.err(), spool.metadata().unwrap().len())
-        });
-        begun.recv().unwrap();
-        is_first_done.store(true, Ordering::Release);
-        first.committed(world.store.lease().unwrap());
-        let (refused, spooled) = second.join().unwrap();
-        assert!(
-            matches!(refused, Some(SnapshotError::NotWanted)),
-            "{refused:?}"
-        );
-        assert_eq!(spooled, 0);
-    });
-    world.run();
-    let taken = world.snapshot(|| true).unwrap();
-    world.check(taken.header());
+    for tracking in [Tracking::Async, Tracking::Sync] {
+        let mut world = World::new(tracking);
+        let dirty = |world: &World| {
+            let states = world.live.guest().states();
+            states.count(PageState::Dirty).unwrap().0
+        };
+        (0..20).for_each(|_| world.run());
+        assert!(dirty(&world) > 0);
+        let mut holder = Held {
+            is_paused: false,
+            pause: || {
+                assert_eq!(dirty(&world), 0);
+                false
+            },
+            goes_on: || panic!("something was harvested"),
+        };
+        let refused = taken(&world.live, &world.lease, &mut holder).unwrap_err();
+        assert!(matches!(refused, SnapshotError::NotWanted), "{refused}");
+        assert!(dirty(&world) > 0);
+        world.run();
+        let taken = world.snapshot(|| true).unwrap();
+        world.check(taken.header());
+    }
 }

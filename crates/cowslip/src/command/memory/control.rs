@@ -4,14 +4,16 @@
 //!
 //! | client | server |
 //! |---|---|
-//! | a [`Request`], and with it the monitor's state, opened by the client | |
+//! | a [`Request`] | |
+//! | | `pause`: it is this one's turn, and what could be copied ahead is copied |
+//! | a line, any: the guest is paused; and with it the monitor's state, opened by the client | |
 //! | | `goes_on`: all that must be looked at while the guest is paused was looked at |
 //! | a line, any: it was paused until now. A client that has lost patience hangs up instead, and nothing is stored | |
 //! | | `progress`, any number |
 //! | | `done` or `failed` |
 
 use std::io::{self, BufReader, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,12 +23,11 @@ use cowslip_block::files::RealFile;
 use cowslip_memory::live::Live;
 use cowslip_memory::seal::Step;
 use cowslip_memory::server::{Server, chain};
-use cowslip_memory::snapshot::{SnapshotError, SnapshotSpec, take};
+use cowslip_memory::snapshot::{Holder, SnapshotError, capture};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use cowslip_snapshot::parts::{Part, Parts};
 use cowslip_snapshot::store::Snapshot;
 use cowslip_snapshot::{Store, StoreError};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::import::{Imported, import_state};
@@ -37,6 +38,8 @@ use crate::failure::{Failure, Kind};
 
 /// Whoever says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A guest may take longer to be paused, with its monitor's state written. Other snapshots of it wait meanwhile.
+const PAUSED_WITHIN: Duration = Duration::from_secs(600);
 
 /// A snapshot is wanted.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,13 +51,16 @@ pub(super) struct Request {
     /// The snapshot whose disk it is.
     pub(super) disk: Option<SnapshotName>,
     pub(super) disk_frames: u64,
-    /// The monitor's own state comes with it, as a descriptor.
+    /// The monitor's own state comes once the guest is paused, as a descriptor.
     pub(super) state: bool,
+    /// The guest is paused already, if it ever is.
+    pub(super) is_paused: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
+    Pause,
     GoesOn,
     Progress {
         storing: bool,
@@ -121,33 +127,28 @@ impl Control {
             let name = name.to_string();
             return Err(StoreError::AlreadyExists { name }.into());
         }
-        let state = request.state.then(|| reader.get_mut().file());
-        let state = state
-            .transpose()?
-            .map(|file| RealFile::from(OwnedFd::from(file)));
         let live = self.guest(request.pid)?;
+        let spool =
+            tempfile::tempfile_in(&self.spool).map_err(|e| Failure::file(&self.spool, &e))?;
+        let lease = store.lease()?;
+        let mut client = Client {
+            stream,
+            reader,
+            is_paused: request.is_paused,
+        };
+        let captured = capture(&live, spool, &mut client);
+        let captured = captured.map_err(|e| Failure::failed(chain(&e)))?;
+        // By now: it may have been taken while the guest was paused.
         let disk = request
             .disk
             .as_ref()
             .map(|disk| store.resolve_image_leased(&ImageName::part(disk, Part::Disk)));
         let disk = disk.transpose()?;
-        let spool =
-            tempfile::tempfile_in(&self.spool).map_err(|e| Failure::file(&self.spool, &e))?;
-        let lease = store.lease()?;
-        let spec = SnapshotSpec {
-            spool: &spool,
-            disk: disk.as_ref().map(|(header, _)| header),
-            disk_frames_max: request.disk_frames,
-        };
-        let is_wanted = || is_there(stream);
-        let goes_on = || say(stream, &Answer::GoesOn) && read_line(reader).is_ok();
         let mut told = 0;
-        let taken = take(
-            &live,
+        let taken = captured.store(
             &lease,
-            &spec,
-            is_wanted,
-            goes_on,
+            disk.as_ref().map(|(header, _)| header),
+            request.disk_frames,
             &mut |step, done_bytes, total_bytes| {
                 // A line for each 16 MiB.
                 if done_bytes >> 24 != told || done_bytes == total_bytes {
@@ -163,14 +164,14 @@ impl Control {
                     );
                 }
             },
-        );
-        let taken = taken.map_err(refused)?;
+        )?;
         let mut parts = Parts::one(Part::Memory, Arc::clone(taken.header()));
         if let Some((disk, _)) = disk {
             parts = parts.with(Part::Disk, disk);
         }
-        if let Some(file) = &state {
-            let header = import_state(store, &lease, file);
+        if request.state {
+            let file = RealFile::from(OwnedFd::from(client.reader.get_mut().file()?));
+            let header = import_state(store, &lease, &file);
             parts = parts.with(Part::State, header.map_err(|f| f.about("the state"))?);
         }
         store.commit_parts(
@@ -212,20 +213,37 @@ impl Control {
     }
 }
 
-fn refused(error: SnapshotError) -> Failure {
-    match error {
-        SnapshotError::Store(error) => error.into(),
-        other => Failure::failed(chain(&other)),
+/// Who asked, and pauses the guest.
+struct Client<'a, 'b> {
+    stream: &'a UnixStream,
+    reader: &'a mut BufReader<Incoming<'b>>,
+    is_paused: bool,
+}
+
+impl Client<'_, '_> {
+    /// Says something, and waits for a line.
+    fn is_answered(&mut self, what: &Answer, within: Duration) -> bool {
+        say(self.stream, what)
+            && self.stream.set_read_timeout(Some(within)).is_ok()
+            && read_line(self.reader).is_ok()
     }
 }
 
-/// Has who is at the other end not hung up?
-fn is_there(stream: &UnixStream) -> bool {
-    let stream = stream.as_fd();
-    let mut polled = [PollFd::new(&stream, PollFlags::RDHUP)];
-    let now = Timespec::default();
-    // What cannot be asked now, the next step tells.
-    poll(&mut polled, Some(&now)).is_err() || polled[0].revents().is_empty()
+impl Holder for Client<'_, '_> {
+    fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    fn pause(&mut self) -> Result<(), SnapshotError> {
+        match self.is_answered(&Answer::Pause, PAUSED_WITHIN) {
+            true => Ok(()),
+            false => Err(SnapshotError::NotWanted),
+        }
+    }
+
+    fn goes_on(&mut self) -> bool {
+        self.is_answered(&Answer::GoesOn, SILENCE)
+    }
 }
 
 /// Says whether it could.
@@ -237,19 +255,4 @@ pub(super) fn line(what: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(what).unwrap_or_default();
     line.push(b'\n');
     line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_hangs_up_is_not_there_whatever_it_has_said() {
-        let (client, server) = UnixStream::pair().unwrap();
-        assert!(is_there(&server));
-        assert!(say(&client, &"a line"));
-        assert!(is_there(&server));
-        drop(client);
-        assert!(!is_there(&server));
-    }
 }

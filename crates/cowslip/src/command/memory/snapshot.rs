@@ -1,10 +1,11 @@
 //! `cowslip memory snapshot`: of a guest that `cowslip memory serve` serves. The server takes it; this side has the guest paused, and let go.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 use rustix::fs::{Mode, OFlags};
@@ -20,49 +21,51 @@ use crate::report::{Unit, advance};
 
 /// Whoever stores says something at least so often.
 const SILENCE: Duration = Duration::from_secs(600);
+/// No patience at all is told so; a socket takes it for patience without end.
+const LEAST: Duration = Duration::from_millis(1);
 
 pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failure> {
-    let socket = path(&args.server);
-    // Nobody is paused for a server that is not there; and a server does not wait for as long as it may take to pause somebody.
-    drop(connect(&socket)?);
-    let pause = Pause::begin(args.hold.before.as_deref(), args.hold.after.as_deref())?;
-    let stream = connect(&socket)?;
-    // Here, with the rights of who asks; what becomes of the name later is all the same. A pipe is not waited for: the server refuses it.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let open = |path: &Path| match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => Ok(File::from(file)),
-        Err(error) => Err(Failure::file(path, &error.into())),
-    };
-    let state = args.state.as_deref().map(open).transpose()?;
+    let stream = connect(&path(&args.server))?;
+    let hold = &args.hold;
     let request = Request {
         name: args.name.clone(),
         replace: args.replace,
         pid: args.pid,
         disk: args.disk.clone(),
         disk_frames: args.disk_frames,
-        state: state.is_some(),
+        state: args.state.is_some(),
+        is_paused: hold.before.is_none(),
     };
-    let patience = args.hold.pause_timeout;
-    let give_up = Instant::now() + patience;
+    // A server that has turned us away has said why.
+    let _ = send(&stream, &line(&request), None);
+    let patience = Cell::new(SILENCE);
+    let wait = |most: Duration| {
+        patience.set(most);
+        stream.set_read_timeout(Some(most))
+    };
     let lost = |e: io::Error| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::failed(format!(
-            "the server said nothing for {patience:?}; unless the guest had gone on before, nothing is stored"
+            "the server said nothing for {:?}; unless the guest had gone on before, nothing is stored",
+            patience.get()
         )),
         _ => Failure::failed(format!("the server went away: {e}")),
     };
-    // A server that has turned us away has said why.
-    let _ = send(&stream, &line(&request), state.as_ref());
-    let left = give_up
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(1));
-    stream.set_read_timeout(Some(left)).map_err(lost)?;
+    wait(SILENCE).map_err(lost)?;
     let mut reader = BufReader::new(&stream);
-    let mut pause = Some(pause);
+    let mut pause = None;
     let mut bar: Option<(bool, ProgressBar)> = None;
     let done = loop {
         let said = read_line(&mut reader).map_err(lost)?;
         let answer = serde_json::from_slice(&said).map_err(|e| lost(e.into()))?;
         match answer {
+            Answer::Pause => {
+                let held = Pause::begin(hold.before.as_deref(), hold.after.as_deref())?;
+                pause = Some(held);
+                wait(hold.pause_timeout.max(LEAST)).map_err(lost)?;
+                let state = args.state.as_deref().map(open).transpose()?;
+                // That it cannot be said, the next read tells.
+                let _ = send(&stream, &line(&"paused"), state.as_ref());
+            }
             Answer::GoesOn => {
                 // It was paused until now: said before it is not any more.
                 if let Some(pause) = &pause {
@@ -71,7 +74,7 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
                         let _ = say(&stream, &"paused");
                     });
                 }
-                stream.set_read_timeout(Some(SILENCE)).map_err(lost)?;
+                wait(SILENCE).map_err(lost)?;
                 pause.take().map_or(Ok(()), Pause::end)?;
             }
             Answer::Progress {
@@ -96,6 +99,15 @@ pub(super) fn run(context: &Context, args: &MemorySnapshot) -> Result<(), Failur
     }
     let (report, text) = done?;
     context.report.result(&report, || text)
+}
+
+/// Here, with the rights of who asks; what becomes of the name later is all the same. A pipe is not waited for: the server refuses it.
+fn open(path: &Path) -> Result<File, Failure> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => Ok(File::from(file)),
+        Err(error) => Err(Failure::file(path, &error.into())),
+    }
 }
 
 fn connect(socket: &Path) -> Result<UnixStream, Failure> {
