@@ -122,13 +122,26 @@ pub(crate) const TESTS: &[Need] = &[
         "mkfs through FUSE, block devices, ext4 in use",
     ),
     need(
-        "blkid, blkdiscard, blockdev, fallocate, findmnt, fsfreeze, fstrim, setpriv",
+        "blkid, blkdiscard, blockdev, fallocate, findmnt, fsfreeze, fstrim, nsenter, setpriv, unshare",
         Some("util-linux"),
         || {
             all(&["blkid", "blkdiscard", "blockdev", "fallocate"])
-                && all(&["findmnt", "fsfreeze", "fstrim", "setpriv"])
+                && all(&["findmnt", "fsfreeze", "fstrim"])
+                && all(&["nsenter", "setpriv", "unshare"])
         },
         "block devices, the lab",
+    ),
+    need(
+        "systemctl",
+        Some("systemd"),
+        || all(&["systemctl"]),
+        "the units of the docs",
+    ),
+    need(
+        "pgrep",
+        Some("procps"),
+        || all(&["pgrep"]),
+        "the units of the docs",
     ),
     need("sqlite3", Some("sqlite3"), || all(&["sqlite3"]), "the lab"),
     need(

@@ -79,6 +79,8 @@ mod session;
 mod sockets;
 #[path = "it/sparse.rs"]
 mod sparse;
+#[path = "it/systemd.rs"]
+mod systemd;
 #[path = "it/tools.rs"]
 mod tools;
 
