@@ -9,6 +9,7 @@
 //! footprint    a guest that writes for ever, gc, compact -> bytes on disk, bytes written
 //! fs-aware     what a file system left behind, snapshotted as it is and as it needs it
 //! history      a session -> 10,000 snapshots -> bytes, look-ups
+//! guest        a real guest's phases, and the same on a loop device -> whose the blocks of each diff are
 //! guest-memory a real kernel's memory, snapshotted -> what it costs, by what pages are for
 //! live         guests that go on writing -> 1,000 snapshots of their memory -> what was lost
 //! ```
@@ -29,6 +30,7 @@ mod crashes;
 mod footprint;
 mod fs_aware;
 mod fuzz;
+mod guest;
 mod guest_memory;
 mod history;
 mod kernels;
@@ -61,6 +63,7 @@ cargo xtask soak [SECONDS] [--seed N]   everything at once in random order again
 cargo xtask torture [SECONDS]           faults in real servers, and what was lost; 15 minutes; --hours N, --quick, --seed N, --json
 cargo xtask history [SNAPSHOTS] [--save]  10,000 snapshots of one session: what each adds, what the last costs; --json, --tsv FILE
 cargo xtask live [SNAPSHOTS] [--save]    guests that write while their memory is snapshotted, against an oracle; 1,000; --quick, --seed N, --json
+cargo xtask guest [--save]              a real guest's first boot, unpacking, deleting, idling: its diffs beside a loop device's; as root; --json
 cargo xtask guest-memory [--save]       a real kernel under QEMU, disk and memory snapshotted: what each stage stores, and what pages are for; as root; --json
 cargo xtask footprint [ROUNDS] [--save] a disk rewritten for ever: the store beside what is live; --size MIB, --json
 cargo xtask fs-aware [--save]           deleted files and edits, no mount option: a snapshot as it is and --fs-aware; as root; --json";
@@ -96,6 +99,7 @@ fn start(args: &[&str]) -> Result<()> {
         ["soak", rest @ ..] => soak::run(rest)?,
         ["torture", rest @ ..] => torture::run(rest)?,
         ["history", rest @ ..] => history::run(rest)?,
+        ["guest", rest @ ..] => guest::run(rest)?,
         ["guest-memory", rest @ ..] => guest_memory::run(rest)?,
         ["live", rest @ ..] => live::run(rest)?,
         [other, ..] => bail!("there is no {other:?}; these there are:\n{COMMANDS}"),

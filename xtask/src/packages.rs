@@ -193,6 +193,12 @@ pub(crate) const TESTS: &[Need] = &[
         "commands run in a template",
     ),
     need(
+        "mmdebstrap",
+        Some("mmdebstrap"),
+        || all(&["mmdebstrap"]),
+        "a Debian that boots from its template",
+    ),
+    need(
         "curl",
         Some("curl"),
         || all(&["curl"]),

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::{self, Read as _, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ use crate::failure::Failure;
 /// A guest that has much to write back takes a while to be still.
 const STILL_WITHIN: Duration = Duration::from_secs(60);
 const INPUT_BYTES: usize = 64 << 10;
+/// One that is waited for, and some that came too late.
+const ANSWERS_MAX: usize = 16;
 
 /// See the module.
 pub(crate) struct Agent {
@@ -46,8 +48,9 @@ impl Agent {
         out_is_taken: bool,
         tell: Sender<Event>,
     ) -> io::Result<(Self, Receiver<()>)> {
-        let (answer, answers) = channel();
-        let (taken, is_taken) = channel();
+        // What nobody asked for is dropped, so that a guest that says it for ever fills nothing.
+        let (answer, answers) = sync_channel(ANSWERS_MAX);
+        let (taken, is_taken) = sync_channel(1);
         let mut from = stream.try_clone()?;
         thread::spawn(move || {
             while let Ok((kind, payload)) = frame::receive(&mut from) {
@@ -62,12 +65,12 @@ impl Agent {
                         continue;
                     }
                     frame::TAKEN => {
-                        let _ = taken.send(());
+                        let _ = taken.try_send(());
                         continue;
                     }
                     frame::FROZEN | frame::THAWED => {
                         if let Some((number, why)) = payload.split_first_chunk() {
-                            let _ = answer.send(Answer {
+                            let _ = answer.try_send(Answer {
                                 kind,
                                 number: u32::from_le_bytes(*number),
                                 why_not: String::from_utf8_lossy(why).into_owned(),
@@ -150,6 +153,8 @@ impl Agent {
 
     fn ask(&self, asking: &Asking, kind: u8, answer: u8, number: u32) -> Result<(), String> {
         let give_up = Instant::now() + STILL_WITHIN;
+        // Room for the answer.
+        while asking.answers.try_recv().is_ok() {}
         self.send(kind, &number.to_le_bytes())
             .map_err(|e| e.to_string())?;
         loop {

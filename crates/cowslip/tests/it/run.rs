@@ -246,6 +246,51 @@ fn a_guest_boots_is_snapshotted_while_it_runs_and_goes_on() {
     assert_eq!(word.trim_end_matches('\0'), "went-on\n");
 }
 
+/// A small tree has no package manager, no dynamic linker, no thousands of files.
+#[test]
+fn a_debian_boots_from_its_template_and_so_does_a_fork() {
+    let test = "a_debian_boots_from_its_template_and_so_does_a_fork";
+    let sources = "/etc/apt/sources.list.d/debian.sources";
+    if !have(test, &["mmdebstrap"]) {
+        return;
+    }
+    let Some(kernel) = kernel(test) else {
+        return;
+    };
+    let rig = Rig::new();
+    let tree = rig.path("debian.tar");
+    let make = [
+        "--quiet",
+        "--variant=minbase",
+        "bookworm",
+        tree.to_str().unwrap(),
+        sources,
+    ];
+    run("mmdebstrap", make);
+    rig.ok("build debian.tar base --size 1G --quiet");
+    let with = format!(
+        "--quiet --kernel {} --modules {}",
+        kernel.program().display(),
+        kernel.modules().display()
+    );
+    let mut guest = Talk::start(
+        &rig,
+        &format!("base --session s {with}"),
+        "set -e; findmnt -no FSTYPE,OPTIONS /; tar -cf /var/etc.tar etc && md5sum /var/etc.tar > /var/sum; \
+         echo held; read word; rm /var/etc.tar; dpkg --verify base-files; echo $word",
+    );
+    guest.hears(&rig, "ext4 rw,noatime,lazytime");
+    guest.hears(&rig, "held");
+    assert_eq!(rig.json("snapshot s while")["guest"], "frozen");
+    guest.says("went on");
+    guest.hears(&rig, "went on");
+    guest.ends_with(&rig, 0);
+    is_clean(&rig, "while");
+    let mut fork = Talk::start(&rig, &format!("while {with}"), "md5sum -c /var/sum");
+    fork.hears(&rig, "/var/etc.tar: OK");
+    fork.ends_with(&rig, 0);
+}
+
 #[test]
 fn a_guest_that_is_killed_leaves_nothing_behind_but_its_session() {
     let Some(kernel) = kernel("a_guest_that_is_killed_leaves_nothing_behind_but_its_session")
