@@ -276,7 +276,7 @@ fn a_debian_boots_from_its_template_and_so_does_a_fork() {
     let mut guest = Talk::start(
         &rig,
         &format!("base --session s {with}"),
-        "set -e; findmnt -no FSTYPE,OPTIONS /; tar -cf /var/etc.tar etc && md5sum /var/etc.tar > /var/sum; \
+        "set -e; findmnt -rno FSTYPE,OPTIONS /; tar -cf /var/etc.tar etc && md5sum /var/etc.tar > /var/sum; \
          echo held; read word; rm /var/etc.tar; dpkg --verify base-files; echo $word",
     );
     guest.hears(&rig, "ext4 rw,noatime,lazytime");
