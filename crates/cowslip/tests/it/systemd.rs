@@ -13,18 +13,18 @@ const RECIPE: &str = include_str!("../../../../docs/systemd.md");
 const LONG: Duration = Duration::from_secs(300);
 /// systemd as the first process of a namespace, which empties /tmp when it begins: it has `/run`, `/proc` and its groups for itself.
 const BEGIN: &str = r"
-mkdir -p /var/lib/cowslip /etc/cowslip
+mkdir -p /srv /var/lib/cowslip /etc/cowslip
 mount -t tmpfs tmpfs /var/lib/cowslip
-cat > /root/begin <<'END'
+cat > /srv/begin <<'END'
 mount -t proc proc /proc
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 export container=test
 exec /lib/systemd/systemd --system --unit=sockets.target
 END
-unshare --mount --pid --fork sh /root/begin > /root/systemd.log 2>&1 < /dev/null &
+unshare --mount --pid --fork sh /srv/begin > /srv/systemd.log 2>&1 < /dev/null &
 until pid=$(pgrep -P $!); do sleep 0.1; done
-echo $pid > /root/systemd.pid
+echo $pid > /srv/systemd.pid
 ";
 
 struct World(Running);
@@ -32,7 +32,7 @@ struct World(Running);
 impl World {
     /// Where systemd is.
     fn sh(&mut self, script: &str) -> String {
-        let pid = "$(cat /root/systemd.pid)";
+        let pid = "$(cat /srv/systemd.pid)";
         let script = script.replace('\'', r"'\''");
         let line = format!("nsenter -t {pid} -m -p sh -ec '{script}'");
         self.0.sh(&line, LONG)
@@ -69,7 +69,7 @@ fn a_disk_of_systemd_goes_on_after_kill_9() {
     let is_active = "systemctl is-active cowslip@vm1.service || true";
     assert_eq!(world.sh(is_active), "inactive\n", "before its first client");
     let write =
-        |bytes: &str| format!("printf {bytes} > /root/bytes; nbdcopy --flush /root/bytes {uri}");
+        |bytes: &str| format!("printf {bytes} > /srv/bytes; nbdcopy --flush /srv/bytes {uri}");
     let read = format!("nbdcopy {uri} - | head -c 6");
     world.sh(&write("first."));
     assert_eq!(world.sh(is_active), "active\n");
@@ -80,7 +80,7 @@ fn a_disk_of_systemd_goes_on_after_kill_9() {
     assert_ne!(world.sh(of), served);
     world.sh(&write("second"));
     world.sh(snapshot);
-    let exported = "COWSLIP_STORE=/var/lib/cowslip/store cowslip export vm1-monday /root/found --quiet > /root/said; head -c 6 /root/found";
+    let exported = "COWSLIP_STORE=/var/lib/cowslip/store cowslip export vm1-monday /srv/found --quiet > /srv/said; head -c 6 /srv/found";
     assert_eq!(world.sh(exported), "second");
     world.sh(end);
     assert_eq!(world.sh(is_active), "inactive\n");
