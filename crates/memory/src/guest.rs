@@ -229,7 +229,7 @@ impl Guest {
             tracking,
             gate: RwLock::new(()),
             pages: Mutex::new(Pages {
-                states: states.expect("five states, and no more pages than an image has"),
+                states: states.expect("six states, and no more pages than an image has"),
                 claimed: HashSet::new(),
                 trace: None,
                 is_let_go: false,

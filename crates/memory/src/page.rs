@@ -9,21 +9,22 @@
 //! | Missing | never served; its bytes are the image's |
 //! | Clean | served from the image, not written since, write-protected |
 //! | Dirty | may have been written; its bytes are the guest's alone |
+//! | Kept | was written, and a snapshot has that; its bytes are the guest's alone; not written since, write-protected |
 //! | Zero | served as zeros, not written since, write-protected |
 //! | Removed | given back by the guest: it reads as zeros |
 //!
-//! | event | Missing | Clean | Dirty | Zero | Removed |
-//! |---|---|---|---|---|---|
-//! | read fault | install, protected | install (1) | install zeros, writable (2) | install zeros (3) | install zeros |
-//! | write fault | install, writable | install (1) | install zeros, writable (2) | install zeros (3) | install zeros, writable |
-//! | write-protect fault | ! | unprotect → Dirty | unprotect (4) | unprotect → Dirty | unprotect (5) |
-//! | removal | → Removed (6) | → Removed | → Removed | → Removed | - |
-//! | installed, protected | → Clean | - | ! | ! | ! (7) |
-//! | installed, writable | → Dirty | → Dirty | ! | ! | ! (7) |
-//! | zeros installed, protected | → Zero (8) | ! | ! | - | → Zero |
-//! | zeros installed, writable | → Dirty | ! | - (2) | → Dirty | → Dirty |
-//! | harvested | - | - | → Clean (9) | - (10) | - (10) |
-//! | harvest lost | - | → Dirty (11) | - | - | - |
+//! | event | Missing | Clean | Dirty | Kept | Zero | Removed |
+//! |---|---|---|---|---|---|---|
+//! | read fault | install, protected | install (1) | install zeros, writable (2) | install zeros (3) | install zeros (3) | install zeros |
+//! | write fault | install, writable | install (1) | install zeros, writable (2) | install zeros (3) | install zeros, writable (4) | install zeros, writable |
+//! | write-protect fault | ! | unprotect → Dirty | unprotect (5) | unprotect → Dirty | unprotect → Dirty | unprotect (6) |
+//! | removal | → Removed (7) | → Removed | → Removed | → Removed | → Removed | - |
+//! | installed, protected | → Clean | - | ! | ! | ! | ! (8) |
+//! | installed, writable | → Dirty | → Dirty | ! | ! | ! | ! (8) |
+//! | zeros installed, protected | → Zero (9) | ! | ! | → Zero | - | → Zero |
+//! | zeros installed, writable | → Dirty | ! | - (2) | ! | → Dirty | → Dirty |
+//! | harvested | - | - | → Kept (10) | - | - (11) | - (11) |
+//! | harvest lost | - | - | - | → Dirty (12) | - | - |
 //!
 //! 1. The fault was told before the page was installed for another one; most likely it is there by now. It is installed again
 //!    all the same: the kernel refuses what is there (`EEXIST`), and that wakes. To wake without looking would
@@ -31,15 +32,17 @@
 //! 2. As (1), but the image's bytes would be wrong here. Where it is not there, it was given back: zeros that were installed and written
 //!    between the event of a removal and the removal itself went with it. To wake without looking would never end. It stays
 //!    dirty, since it may be written at once.
-//! 3. As (2), before they were written.
-//! 4. Two threads stopped at one page, and this is the second; or a harvest that was lost left the page protected.
-//! 5. It was given back after the fault. The thread faults again, and that fault tells what is so now.
-//! 6. Whatever the image has for it: a page that was given back reads as zeros from now on.
-//! 7. This would be a page that was given back, and has its old bytes again. Installs and removals exclude each other (`guest.rs`).
-//! 8. The image has zeros there.
-//! 9. A snapshot is to have its bytes. It is protected again, and what it holds is copied before it is written (`capture.rs`).
-//! 10. The snapshot has zeros there.
-//! 11. The snapshot is not to be. What it was to have is for the next one.
+//! 3. As (2), before they were written. A page that a snapshot has, and that is still to be copied for it, is zeros there as well: it is protected, so that it is copied
+//!    before it is written.
+//! 4. What a snapshot has of it is zeros, and is not copied.
+//! 5. Two threads stopped at one page, and this is the second; or a harvest that was lost left the page protected.
+//! 6. It was given back after the fault. The thread faults again, and that fault tells what is so now.
+//! 7. Whatever the image has for it: a page that was given back reads as zeros from now on.
+//! 8. This would be a page that was given back, and has its old bytes again. Installs and removals exclude each other (`guest.rs`).
+//! 9. The image has zeros there.
+//! 10. A snapshot is to have its bytes. It is protected again, and what it holds is copied before it is written (`capture.rs`).
+//! 11. The snapshot has zeros there.
+//! 12. The snapshot is not to be. What it was to have is for the next one.
 //!
 //! `!` cannot be; where it is all the same, the guest is stopped loudly ([`Impossible`]): nobody knows what its memory holds.
 //!
@@ -56,6 +59,8 @@ pub enum PageState {
     Clean,
     /// May have been written.
     Dirty,
+    /// Was written, and not since the last snapshot.
+    Kept,
     /// Served as zeros, not written since.
     Zero,
     /// Given back by the guest.
@@ -64,10 +69,11 @@ pub enum PageState {
 
 impl PageState {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Missing,
         Self::Clean,
         Self::Dirty,
+        Self::Kept,
         Self::Zero,
         Self::Removed,
     ];
@@ -175,37 +181,42 @@ pub struct Impossible {
 /// [`Impossible`].
 pub fn next(state: PageState, event: PageEvent) -> Result<(PageState, Action), Impossible> {
     use PageEvent as E;
-    use PageState::{Clean, Dirty, Missing, Removed, Zero};
+    use PageState::{Clean, Dirty, Kept, Missing, Removed, Zero};
     let install = |install| (state, Action::Install(install));
     Ok(match (state, event) {
         (Missing | Clean, E::ReadFault) => install(Install::IMAGE),
         (Missing | Clean, E::WriteFault) => install(Install::IMAGE.writable()),
-        (Zero | Removed, E::ReadFault) => install(Install::ZEROS),
+        (Kept, E::ReadFault | E::WriteFault) | (Zero | Removed, E::ReadFault) => {
+            install(Install::ZEROS)
+        }
         (Zero | Removed, E::WriteFault) | (Dirty, E::ReadFault | E::WriteFault) => {
             install(Install::ZEROS.writable())
         }
-        (Clean | Dirty | Zero, E::ProtectFault) => (Dirty, Action::Unprotect),
+        (Clean | Dirty | Kept | Zero, E::ProtectFault) => (Dirty, Action::Unprotect),
         (Removed, E::ProtectFault) => (Removed, Action::Unprotect),
         (_, E::Remove) => (Removed, Action::Nothing),
         (_, E::Installed(done)) => match installed(state, done) {
             Some(next) => (next, Action::Nothing),
             None => return Err(Impossible { state, event }),
         },
-        (Dirty, E::Harvested) => (Clean, Action::Nothing),
-        (Clean, E::HarvestLost) => (Dirty, Action::Nothing),
-        (Missing | Clean | Zero | Removed, E::Harvested)
-        | (Missing | Dirty | Zero | Removed, E::HarvestLost) => (state, Action::Nothing),
+        (Dirty, E::Harvested) => (Kept, Action::Nothing),
+        (Kept, E::HarvestLost) => (Dirty, Action::Nothing),
+        (Missing | Clean | Kept | Zero | Removed, E::Harvested)
+        | (Missing | Clean | Dirty | Zero | Removed, E::HarvestLost) => (state, Action::Nothing),
         (Missing, E::ProtectFault) => return Err(Impossible { state, event }),
     })
 }
 
 fn installed(state: PageState, install: Install) -> Option<PageState> {
-    use PageState::{Clean, Dirty, Missing, Removed, Zero};
+    use PageState::{Clean, Dirty, Kept, Missing, Removed, Zero};
     let protected = match (state, install.bytes) {
         (Missing | Clean, Bytes::Image) => Clean,
         (Missing | Zero | Removed, Bytes::Zeros) => Zero,
+        (Kept, Bytes::Zeros) if install.is_protected => Zero,
         (Dirty, Bytes::Zeros) if !install.is_protected => Dirty,
-        (Dirty | Zero | Removed, Bytes::Image) | (Clean | Dirty, Bytes::Zeros) => return None,
+        (Dirty | Kept | Zero | Removed, Bytes::Image) | (Clean | Dirty | Kept, Bytes::Zeros) => {
+            return None;
+        }
     };
     Some(if install.is_protected {
         protected
@@ -220,6 +231,7 @@ impl fmt::Display for PageState {
             Self::Missing => "missing",
             Self::Clean => "clean",
             Self::Dirty => "dirty",
+            Self::Kept => "kept",
             Self::Zero => "zero",
             Self::Removed => "removed",
         })
@@ -238,7 +250,7 @@ mod tests {
         let rows = rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()));
         let rows: Vec<Vec<_>> = rows
             .map(Iterator::collect)
-            .filter(|row: &Vec<_>| row.len() == 6)
+            .filter(|row: &Vec<_>| row.len() == 7)
             .collect();
         assert_eq!(rows[0][1..], PageState::ALL.map(|s| format!("{s:?}")));
         let events = rows[2..].iter().map(|row| {
@@ -322,6 +334,20 @@ mod tests {
         }
     }
 
+    /// What a guest wrote is nowhere but in its memory: where that is gone, nothing of the image takes its place.
+    #[test]
+    fn what_was_written_never_has_the_image_s_bytes_again() {
+        for state in [PageState::Dirty, PageState::Kept] {
+            for event in PageEvent::ALL {
+                match next(state, event) {
+                    Ok((_, Action::Install(install))) => assert_eq!(install.bytes, Bytes::Zeros),
+                    Ok((to, _)) => assert!(![PageState::Missing, PageState::Clean].contains(&to)),
+                    Err(_) => assert!(matches!(event, PageEvent::Installed(_))),
+                }
+            }
+        }
+    }
+
     /// Of what a guest wrote, nothing is forgotten but by a harvest or a removal.
     #[test]
     fn what_is_dirty_stays_dirty() {
@@ -329,7 +355,7 @@ mod tests {
             let to = next(PageState::Dirty, event).map(|(to, _)| to);
             match event {
                 PageEvent::Remove => assert_eq!(to, Ok(PageState::Removed)),
-                PageEvent::Harvested => assert_eq!(to, Ok(PageState::Clean)),
+                PageEvent::Harvested => assert_eq!(to, Ok(PageState::Kept)),
                 _ => assert!(to.is_err() || to == Ok(PageState::Dirty)),
             }
         }

@@ -32,10 +32,10 @@ impl Process {
         })
     }
 
-    /// Reads what is there. What is not there yet makes this thread wait as one of the process would.
+    /// Reads what is there.
     ///
     /// # Errors
-    /// The system's; `UnexpectedEof` once the process has ended.
+    /// The system's: `EIO` for a page of a userfaultfd that is not there (it is not waited for); `UnexpectedEof` once the process has ended.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.memory.read_exact_at(bytes, address)
     }

@@ -25,8 +25,9 @@ use crate::process::Process;
 
 /// Rounds before the pause, at most: a guest that writes faster than it is copied is not waited for.
 const AHEAD_MAX: usize = 3;
-/// What takes less than a millisecond to be found and protected is left to the pause.
-const ENOUGH_BYTES: u64 = 1 << 20;
+/// What takes a millisecond or less to be protected, and to be copied, is left to the pause.
+const ENOUGH_PAGES: u64 = 256;
+const ENOUGH_BYTES: u64 = 4 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -64,7 +65,9 @@ impl<'a> Rounds<'a> {
                 self.guest.lose(&harvest);
             }
             self.all.push(harvest);
-            if !is_copied || pages * self.guest.page_bytes() <= ENOUGH_BYTES {
+            let is_enough =
+                pages <= ENOUGH_PAGES && pages * self.guest.page_bytes() <= ENOUGH_BYTES;
+            if !is_copied || is_enough {
                 return;
             }
         }

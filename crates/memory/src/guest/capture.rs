@@ -230,7 +230,7 @@ impl Guest {
     ) -> bool {
         let page = self.page_bytes();
         bytes.resize(index(pages.count().0 * page), 0);
-        let read = process.read(at, bytes);
+        let mut read = process.read(at, bytes);
         if read.is_err() {
             // What was given back is gone before its event is acted on: whoever is at that says so first.
             drop(self.gate.read().unwrap_or_else(PoisonError::into_inner));
@@ -239,6 +239,10 @@ impl Guest {
                 let mut each = pages.iter().zip((at..).step_by(index(page)));
                 return each
                     .all(|(one, at)| self.copy_some(process, (BlockRange::one(one), at), bytes));
+            }
+            // What the kernel dropped and told nobody of is zeros (`page.rs`, 2 and 3): as for a thread of the guest.
+            if self.serve(pages.start, PageEvent::ReadFault).is_ok() {
+                read = process.read(at, bytes);
             }
         }
         self.keep(pages, bytes, read)
@@ -321,7 +325,7 @@ impl Guest {
         drop(self.copying().take());
         let mut pages = self.locked();
         for run in &harvest.dirty {
-            pages.replace(*run, PageState::Clean, PageEvent::HarvestLost);
+            pages.replace(*run, PageState::Kept, PageEvent::HarvestLost);
         }
     }
 
@@ -337,7 +341,7 @@ impl Guest {
         self.copying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the kernel noted, of pages that are clean, in order; they stay so, as they are protected again. Those that were zeros are dirty.
+    /// What the kernel noted, of pages that an earlier snapshot has, in order; they stay so, as they are protected again. Others are dirty.
     fn take_written(
         &self,
         process: &Process,
@@ -348,33 +352,33 @@ impl Guest {
             let taken = process.take_written(addresses, &mut |run| written.push(run));
             if let Err(why) = taken {
                 // What was told is protected again, and so not told twice: all of it may have been written.
-                for from in [PageState::Clean, PageState::Zero] {
+                for from in [PageState::Clean, PageState::Kept, PageState::Zero] {
                     pages.replace(self.regions.pages(), from, PageEvent::ProtectFault);
                 }
                 return Err(kernel("asking what was written")(why));
             }
         }
-        let zeros = pages.states.count(PageState::Zero);
-        let has_zeros = zeros.is_ok_and(|count| count.0 > 0);
-        let mut clean = Vec::with_capacity(written.len());
+        let (mut kept, mut others) = (Vec::with_capacity(written.len()), Vec::new());
+        let mut told = BlockIndex(0);
         for run in written
             .into_iter()
             .flat_map(|run| self.regions.pages_in(run))
         {
-            if has_zeros {
-                pages.replace(run, PageState::Zero, PageEvent::ProtectFault);
-            }
             // Of a page that is larger than the kernel's, parts are told.
-            let told = clean.last().map_or(run.start, |last: &BlockRange| last.end);
             let run = BlockRange::new(run.start.max(told).0, run.end.0);
-            let states = pages.states.runs(run);
-            clean.extend(
-                states
-                    .filter(|(_, state)| *state == PageState::Clean)
-                    .map(|(run, _)| run),
-            );
+            told = run.end;
+            for (part, state) in pages.states.runs(run) {
+                match state {
+                    PageState::Kept => kept.push(part),
+                    PageState::Clean | PageState::Zero => others.push((part, state)),
+                    PageState::Missing | PageState::Dirty | PageState::Removed => {}
+                }
+            }
         }
-        Ok(clean)
+        for (run, from) in others {
+            pages.replace(run, from, PageEvent::ProtectFault);
+        }
+        Ok(kept)
     }
 
     fn protect_all(&self, runs: &[BlockRange]) -> Result<(), GuestError> {

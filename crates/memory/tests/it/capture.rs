@@ -137,6 +137,46 @@ fn where_nothing_is_tracked_all_that_was_served_may_be_other() {
     }
 }
 
+/// It reads as zeros, for a snapshot as for the guest: never as what the image has.
+#[test]
+fn what_was_written_and_is_dropped_unseen_is_zeros() {
+    for tracking in [Tracking::Async, Tracking::Sync] {
+        let test = "what_was_written_and_is_dropped_unseen_is_zeros";
+        let Some(mut rig) = Rig::new(test, 16, false, tracking) else {
+            return;
+        };
+        for line in ["a read 5", "a read 6"] {
+            rig.one(line);
+        }
+        for page in 5..9 {
+            write(&mut rig, page, 100);
+        }
+        let first = Taken::begin(&rig);
+        first.copy(&rig).unwrap();
+        assert_eq!(
+            (rig.state(5), rig.state(7)),
+            (PageState::Kept, PageState::Kept)
+        );
+        for (page, line) in [(5, "a read 5"), (7, "a write 7 101")] {
+            rig.drop_unseen("c", page);
+            rig.begin(line);
+            let fault = rig.faults(1)[0];
+            rig.serve(fault);
+            if line.contains("write") && tracking == Tracking::Sync {
+                let fault = rig.faults(1)[0];
+                rig.serve(fault);
+            }
+            assert_ne!(rig.answer(), format!("a {}", image_byte(5)));
+        }
+        write(&mut rig, 8, 102);
+        rig.drop_unseen("c", 8);
+        let second = Taken::begin(&rig);
+        second.copy(&rig).unwrap();
+        assert_eq!(pages(&second.harvest.zeros), [5]);
+        assert_eq!([7, 8].map(|page| second.byte(page, PAGE)), [101, 0]);
+    }
+}
+
 /// The guest goes on: what it writes is copied before.
 #[test]
 fn a_page_is_copied_before_it_is_overwritten() {
@@ -153,7 +193,7 @@ fn a_page_is_copied_before_it_is_overwritten() {
     }
     rig.one("a read 20");
     let taken = Taken::begin(&rig);
-    assert_eq!(rig.state(11), PageState::Clean);
+    assert_eq!(rig.state(11), PageState::Kept);
     // One of those that are to be copied, and one that is not.
     for page in [11, 20] {
         rig.begin(&format!("a write {page} 60"));

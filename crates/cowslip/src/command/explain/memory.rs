@@ -105,10 +105,11 @@ pub(super) fn run(
             let shared = disk.as_ref().map_or(0, |disk| disk.count_in(id, at, count));
             found.disk_pages += shared;
             if pair.now.meta().own_layer == Some(id) {
-                // What the disk has as well is in another layer.
+                // What the disk has as well is in another layer, in a store that nobody else has written.
                 let deltas = pair.store.open_layer(id)?.deltas_in(at, count);
+                let deltas = deltas.min(count - shared);
                 found.delta_pages += deltas;
-                found.new_pages += count - deltas;
+                found.new_pages += count - shared - deltas;
             } else {
                 found.older_pages += count - shared;
             }
@@ -119,7 +120,7 @@ pub(super) fn run(
     found.zero_pages = zeros.map(|run| run.blocks.count().0).sum();
     let stored = found.delta_pages + found.new_pages;
     let other = found.disk_pages + stored + found.older_pages;
-    found.same_pages = found.pages - found.zero_pages - other;
+    found.same_pages = found.pages.saturating_sub(found.zero_pages + other);
     context.report.result(&found, || text(&found))
 }
 
