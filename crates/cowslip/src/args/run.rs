@@ -25,11 +25,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
     /// The kernel's modules: the directory with modules.dep [default: /lib/modules/RELEASE of the image, or of this machine]
-    #[arg(long, value_name = "DIR", conflicts_with = "initrd")]
+    #[arg(long, value_name = "DIR")]
     pub(crate) modules: Option<PathBuf>,
-    /// An initrd instead of cowslip's own; the guest then boots as that says, and takes no COMMAND
-    #[arg(long, value_name = "FILE", conflicts_with = "command")]
-    pub(crate) initrd: Option<PathBuf>,
     /// More for the kernel's command line
     #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
     pub(crate) append: Vec<String>,

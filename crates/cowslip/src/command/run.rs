@@ -26,7 +26,7 @@ use crate::failure::{Failure, Kind};
 use crate::report::{Taken, complain, duration};
 use crate::run::{
     Booted, Event, Kernel, Lived, Machine, Modules, Order, Outcome, boot, choices, find_programs,
-    in_memory, initramfs,
+    initramfs,
 };
 
 /// QEMU and a kernel need as much.
@@ -146,17 +146,8 @@ fn order(
         Some(path) => Kernel::of_file(path)?,
         None => Kernel::of_image(&fs)?,
     };
-    let initrd = match &args.initrd {
-        Some(path) => {
-            let bytes = std::fs::read(path).map_err(|e| Failure::file(path, &e))?;
-            in_memory("initrd", &bytes)?
-        }
-        None => initramfs(&Modules::find(
-            args.modules.as_deref(),
-            &fs,
-            &kernel.release,
-        )?)?,
-    };
+    let modules = Modules::find(args.modules.as_deref(), &fs, &kernel.release)?;
+    let initrd = initramfs(&modules)?;
     // A session goes on when the template's name is gone.
     let header = target.store.resolve(&target.name.name).ok();
     let rootflags = kernel_args::options(&target.store, header, &fs)?;

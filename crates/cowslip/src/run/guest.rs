@@ -92,7 +92,7 @@ pub(crate) fn boot(
     let begun = Instant::now();
     let mut why_not = String::new();
     for choice in &order.choices {
-        let (qemu, wires) = Qemu::start(&order.machine, choice.is_kvm, false, tell)?;
+        let (qemu, wires) = Qemu::start(&order.machine, choice.is_kvm, tell)?;
         serve(wires.disk.into())?;
         let (agent, is_taken) = Agent::start(wires.agent, order.out_is_taken, tell.clone())
             .map_err(|e| Failure::failed(format!("hearing the guest: {e}")))?;

@@ -92,7 +92,7 @@ fn no_kernel(from: &str) -> Failure {
 }
 
 /// A file without a name.
-pub(crate) fn in_memory(what: &str, bytes: &[u8]) -> Result<OwnedFd, Failure> {
+fn in_memory(what: &str, bytes: &[u8]) -> Result<OwnedFd, Failure> {
     let failed = |e: io::Error| Failure::failed(format!("keeping the {what} in memory: {e}"));
     let fd = memfd_create(what, MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
     let mut file = File::from(fd);
@@ -196,7 +196,7 @@ impl<'a, 'b> Modules<'a, 'b> {
 pub(crate) fn initramfs(modules: &Modules<'_, '_>) -> Result<OwnedFd, Failure> {
     if cowslip_guest::INIT.is_empty() {
         let message = "this cowslip has no first process for guests: where it was built, nothing could be linked statically";
-        return Err(Failure::failed(message).hint("--initrd FILE, the guest's own"));
+        return Err(Failure::failed(message));
     }
     let list = modules.read("modules.dep")?.unwrap_or_default();
     let list = String::from_utf8_lossy(&list);

@@ -22,6 +22,6 @@ mod qemu;
 
 pub(crate) use accel::choices;
 pub(crate) use guest::{Booted, Guest, Lived, Order, boot};
-pub(crate) use kernel::{Kernel, Modules, in_memory, initramfs};
+pub(crate) use kernel::{Kernel, Modules, initramfs};
 pub(crate) use life::{Event, Outcome};
 pub(crate) use qemu::{Machine, find_programs};

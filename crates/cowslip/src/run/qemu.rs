@@ -69,11 +69,10 @@ pub(crate) fn find_programs() -> Result<(), Failure> {
 }
 
 impl Qemu {
-    /// Starts it. It says [`Event::Gone`] when it ends; and [`Event::Hello`] with the first byte on the console, where that is the only sign of life.
+    /// Starts it. It says [`Event::Gone`] when it ends.
     pub(crate) fn start(
         machine: &Machine,
         is_kvm: bool,
-        hello_on_console: bool,
         tell: &Sender<Event>,
     ) -> Result<(Self, Wires), Failure> {
         let failed = |e: io::Error| Failure::failed(format!("starting {QEMU}: {e}"));
@@ -90,13 +89,12 @@ impl Qemu {
             console: Tail::default(),
         };
         let tail = qemu.console.clone();
-        let hello = hello_on_console.then(|| tell.clone());
-        thread::spawn(move || tail.follow(console, hello.as_ref()));
+        thread::spawn(move || tail.follow(console));
         let tail = qemu.complaints.clone();
         let tell = tell.clone();
         thread::spawn(move || {
             if let Some(said) = said {
-                tail.follow(said, None);
+                tail.follow(said);
             }
             let _ = child.wait();
             let _ = tell.send(Event::Gone);
@@ -137,13 +135,10 @@ impl Drop for Qemu {
 struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
-    /// To its end; `first` is told of the first byte.
-    fn follow(&self, mut from: impl Read, mut first: Option<&Sender<Event>>) {
+    /// To its end.
+    fn follow(&self, mut from: impl Read) {
         let mut part = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut part) {
-            if let Some(first) = first.take() {
-                let _ = first.send(Event::Hello);
-            }
             let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             tail.extend(&part[..length]);
             let too_much = tail.len().saturating_sub(TAIL_BYTES);
