@@ -1,5 +1,6 @@
 //! What can be typed. Help texts are the first thing that many people read of cowslip.
 
+mod attach;
 mod memory;
 mod run;
 mod values;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use cowslip_snapshot::ids::{ImageName, SnapshotName};
 use uuid::Uuid;
 
+pub(crate) use self::attach::{Attach, Detach, How, Mount, RunDir, Via};
 pub(crate) use self::memory::{Memory, MemoryImport, MemoryServe, MemorySnapshot};
 pub(crate) use self::run::{Accel, Run};
 pub(crate) use self::values::{Address, Size};
@@ -47,7 +49,9 @@ const KERNEL_ARGS: &str = "A kernel without an initrd takes no noatime in rootfl
     put it into /etc/fstab, or remount. With --initrd it is there.";
 
 const ATTACHED: &str = "The device's path is the only line on standard output. At the end, what is mounted from it is unmounted; \
-    where it is in use, lazily, after two seconds. It needs root, FUSE and loop devices: without them, `cowslip serve` and QEMU, or nbdfuse.";
+    where it is in use, lazily, after two seconds. It needs root, and the kernel's NBD client, or FUSE and loop devices: without them, `cowslip serve` and QEMU, \
+    or nbdfuse. Killed with kill -9, a server by way of nbd is replaced by the next `cowslip attach --session` of the same session: what waits goes on, \
+    what was under way within 30 seconds.";
 
 const DIFF_QUIET: &str = "With --quiet nothing is printed, and the exit code is the answer: 0 equal, \
     1 different, in bytes or in size. Failures are 2 usage, 3 not found, 4 corrupt, 5 all others. \
@@ -321,67 +325,6 @@ pub(crate) struct Serve {
     /// Listen on addresses other than loopback; there is no encryption and no password
     #[arg(long)]
     pub(crate) allow_remote: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Attach {
-    /// The snapshot; for a session that is there already, what it began from, or left out. With --read-only also one part of it: NAME:memory
-    #[arg(value_parser = image_name(), required_unless_present = "session")]
-    pub(crate) name: Option<ImageName>,
-    #[command(flatten)]
-    pub(crate) device: DeviceOptions,
-    /// How the kernel comes to it: a FUSE file under a loop device, which any kernel can
-    #[arg(long, value_enum, default_value_t = Via::Fuse)]
-    pub(crate) via: Via,
-    #[command(flatten)]
-    pub(crate) run: RunDir,
-}
-
-/// The ways to a block device of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Via {
-    Fuse,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Mount {
-    /// The snapshot; for a session that is there already, what it began from
-    #[arg(value_parser = image_name())]
-    pub(crate) name: ImageName,
-    /// Where to mount it
-    #[arg(value_name = "DIR")]
-    pub(crate) dir: PathBuf,
-    #[command(flatten)]
-    pub(crate) device: DeviceOptions,
-    /// Options for mount(8) [default: discard,noatime,lazytime, or what reading alone takes]
-    #[arg(long, short)]
-    pub(crate) options: Option<String>,
-    #[command(flatten)]
-    pub(crate) run: RunDir,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Detach {
-    /// End what commands left that were killed: their loop devices, and what is mounted from them
-    #[arg(long, required = true)]
-    pub(crate) stale: bool,
-    /// Say what was left, and end nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    #[command(flatten)]
-    pub(crate) run: RunDir,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RunDir {
-    /// Where attached devices are noted, for `detach --stale`
-    #[arg(
-        long = "run-dir",
-        env = "COWSLIP_RUN_DIR",
-        value_name = "DIR",
-        default_value = "/run/cowslip"
-    )]
-    pub(crate) path: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -53,6 +53,8 @@ mod hostile;
 mod hostile_store;
 #[path = "it/images.rs"]
 mod images;
+#[path = "it/kernel_nbd.rs"]
+mod kernel_nbd;
 #[path = "it/kill.rs"]
 mod kill;
 #[path = "it/lab.rs"]

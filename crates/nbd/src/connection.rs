@@ -40,6 +40,7 @@ use crate::limits::{
     HOLD_LOOK_EVERY, IDLE_AFTER, OWED_BYTES_MAX, OWN_BYTES, RECEIVE_BYTES,
     REFUSED_PAYLOAD_BYTES_MAX, SEND_BYTES,
 };
+use crate::server::Gone;
 use crate::wire::Request;
 
 /// Why a connection ended before its time.
@@ -90,6 +91,7 @@ pub(crate) struct Connection {
     refused: Option<Refused>,
     /// The client sends nothing more that counts: DISC, or the end of the stream.
     input_ended: bool,
+    gone: Gone,
     /// The last send found the socket full; poll says when to try again.
     send_blocked: bool,
 }
@@ -120,24 +122,23 @@ impl Connection {
             lacking_bytes: 0,
             refused: None,
             input_ended: false,
+            gone: Gone::Silently,
             send_blocked: false,
         })
     }
 
     /// Serves the client until it goes.
-    pub(crate) fn run(mut self) -> Result<(), ConnectionError> {
+    pub(crate) fn run(mut self) -> Result<Gone, ConnectionError> {
         match self.serve() {
             // A client that goes without a word is no error.
             Err(ConnectionError::Io(error))
                 if matches!(
                     error.kind(),
                     io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                ) =>
-            {
-                Ok(())
-            }
-            other => other,
+                ) => {}
+            other => other?,
         }
+        Ok(self.gone)
     }
 
     fn serve(&mut self) -> Result<(), ConnectionError> {
@@ -194,6 +195,7 @@ impl Connection {
                 }
                 Ok(Command::Disconnect) => {
                     self.input_ended = true;
+                    self.gone = Gone::Disconnected;
                     self.inbox.consume(self.inbox.len());
                 }
                 Ok(command) => {

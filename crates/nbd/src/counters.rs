@@ -15,6 +15,8 @@ pub struct Counters {
     pub zeroes: AtomicU64,
     /// TRIM requests served.
     pub trims: AtomicU64,
+    /// WRITEs, WRITE_ZEROESes and TRIMs that were to be durable before their replies.
+    pub fuas: AtomicU64,
     /// FLUSH requests taken.
     pub flushes: AtomicU64,
     /// BLOCK_STATUS requests served.

@@ -138,7 +138,10 @@ impl Executor {
             Command::Disconnect => return,
         };
         match done {
-            Ok(true) => self.flush(cookie),
+            Ok(true) => {
+                add(&counters.fuas, 1);
+                self.flush(cookie);
+            }
             Ok(false) => reply::done(&mut self.out, cookie),
             Err(error) => self.fail(cookie, &error.into()),
         }

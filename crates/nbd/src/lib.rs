@@ -9,7 +9,8 @@
 //! Read in this order: [`limits`], `wire` (bytes), `check` (the door), `execute` and `reply` (meaning),
 //! `connection` (the loop), `handshake`, [`server`]. The [`client`] stands apart; it shares the bytes.
 //!
-//! Not here: TLS, extended headers, more than one export a server, the kernel's client.
+//! Not here: TLS, extended headers, more than one export a server. The kernel's client is served, past a handshake that it does not know
+//! ([`Server::serve_transmission`]); who makes a device of it is another crate.
 
 mod budget;
 mod buffer;
@@ -34,4 +35,4 @@ pub use client::{Client, ClientError, Cookie, Reply};
 pub use counters::Counters;
 pub use errno::Errno;
 pub use listen::{Bound, Listen, ListenError, SocketFile, connect_unix};
-pub use server::{Export, Report, Served, Server};
+pub use server::{Export, Gone, Report, Served, Server};

@@ -34,7 +34,7 @@ use crate::connection::{Connection, ConnectionError};
 use crate::counters::{Counters, add};
 use crate::execute::Backend;
 use crate::flush::FlushPool;
-use crate::handshake::{HandshakeError, Offer, negotiate};
+use crate::handshake::{HandshakeError, Negotiated, Offer, negotiate, transmission_flags};
 use crate::limits::{
     ACCEPT_BACK_OFF, CONNECTIONS_MAX, HANDSHAKE_WITHIN, STOP_END_WITHIN, STOP_FINISH_WITHIN,
     STRING_BYTES_MAX,
@@ -95,10 +95,29 @@ pub struct Served(Receiver<()>);
 
 impl Served {
     /// Waits until the client has gone, or the server has stopped.
-    pub fn wait(&self) {
-        // Nothing is ever sent: the end is that the sender is dropped.
-        let _ = self.0.recv();
+    pub fn wait(&self) -> Gone {
+        // A word is for a client that says so; the end of all others is that the sender is dropped.
+        match self.0.recv() {
+            Ok(()) => Gone::Disconnected,
+            Err(_) => Gone::Silently,
+        }
     }
+}
+
+/// How a client went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// It said that it goes: DISC.
+    Disconnected,
+    /// Its stream ended, or was ended.
+    Silently,
+}
+
+/// Where a client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    Handshake,
+    Transmission,
 }
 
 enum End {
@@ -169,8 +188,23 @@ impl Server {
     /// A server that is stopping or full, or the system's own.
     pub fn serve_stream(&self, socket: OwnedFd) -> io::Result<Served> {
         let (ended, served) = channel();
-        self.shared.serve(socket, ended)?;
+        self.shared.serve(socket, Begin::Handshake, ended)?;
         Ok(Served(served))
+    }
+
+    /// Serves one client that is past a handshake, as the kernel's is: with [`Self::transmission_flags`] and without structured replies.
+    ///
+    /// # Errors
+    /// As [`Self::serve_stream`].
+    pub fn serve_transmission(&self, socket: OwnedFd) -> io::Result<Served> {
+        let (ended, served) = channel();
+        self.shared.serve(socket, Begin::Transmission, ended)?;
+        Ok(Served(served))
+    }
+
+    /// What a handshake says of the export to a client without structured replies ([`crate::wire::can`]).
+    pub fn transmission_flags(&self) -> u16 {
+        transmission_flags(&self.shared.backend.device.geometry(), false)
     }
 
     /// Serves one client on a pair of files, as standard input and output are: two pipes, or one
@@ -184,7 +218,7 @@ impl Server {
         }
         let (ended, served) = channel();
         let (socket, pump) = stdio::pump(input)?;
-        self.shared.serve(socket, ended.clone())?;
+        self.shared.serve(socket, Begin::Handshake, ended.clone())?;
         // Not before this has handed on the last reply is the client served.
         self.shared.start(None, move |_| {
             let _ended: Sender<()> = ended;
@@ -257,7 +291,7 @@ impl Shared {
                 Ok(socket) => {
                     let (ended, _) = channel();
                     // One that is refused is counted, and closed.
-                    let _ = self.serve(socket, ended);
+                    let _ = self.serve(socket, Begin::Handshake, ended);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock
@@ -277,17 +311,20 @@ impl Shared {
     }
 
     /// Starts the thread of one client; `ended` is dropped at its end.
-    fn serve(self: &Arc<Self>, socket: OwnedFd, ended: Sender<()>) -> io::Result<()> {
+    fn serve(self: &Arc<Self>, socket: OwnedFd, begin: Begin, ended: Sender<()>) -> io::Result<()> {
         let socket = Arc::new(socket);
         // Counted before it is closed: whoever sees the one has seen the other.
         let held = Arc::clone(&socket);
         let started = self.start(Some(Arc::clone(&socket)), move |shared| {
-            let _ended = ended;
             let counters = &shared.backend.counters;
             add(&counters.connections, 1);
             add(&counters.connections_total, 1);
-            shared.serve_client(socket);
+            let gone = shared.serve_client(socket, begin);
             counters.connections.fetch_sub(1, Ordering::Relaxed);
+            if gone == Gone::Disconnected {
+                // Nobody may care.
+                let _ = ended.send(());
+            }
         });
         if started.is_err() {
             add(&self.backend.counters.connections_refused, 1);
@@ -297,34 +334,42 @@ impl Shared {
     }
 
     /// Handshake and transmission; whatever goes wrong is said once.
-    fn serve_client(&self, socket: Arc<OwnedFd>) {
+    fn serve_client(&self, socket: Arc<OwnedFd>, begin: Begin) -> Gone {
         let last = Arc::clone(&socket);
-        let served = catch_unwind(AssertUnwindSafe(|| self.transmit(socket)));
+        let served = catch_unwind(AssertUnwindSafe(|| self.transmit(socket, begin)));
         // The registry still holds the socket for a moment; the client need not wait for that.
         let _ = shutdown(&last, Shutdown::Both);
         let said = match served {
-            Ok(Ok(())) => return,
+            Ok(Ok(gone)) => return gone,
             Ok(Err(End::Handshake(error))) => format!("a handshake failed: {error}"),
             Ok(Err(End::Connection(error))) => format!("a connection was ended: {error}"),
             Err(_) => "a connection was ended by a panic".to_owned(),
         };
         self.said.line(&said);
+        Gone::Silently
     }
 
-    fn transmit(&self, socket: Arc<OwnedFd>) -> Result<(), End> {
-        let offer = Offer {
-            name: &self.name,
-            description: &self.description,
-            geometry: self.backend.device.geometry(),
+    fn transmit(&self, socket: Arc<OwnedFd>, begin: Begin) -> Result<Gone, End> {
+        let chosen = match begin {
+            Begin::Handshake => self.negotiate(&socket).map_err(End::Handshake)?,
+            Begin::Transmission => Some(Negotiated::default()),
         };
-        let mut peer = Timed::new(&socket, HANDSHAKE_WITHIN);
-        let Some(chosen) = negotiate(&mut peer, offer).map_err(End::Handshake)? else {
-            return Ok(());
+        let Some(chosen) = chosen else {
+            return Ok(Gone::Silently);
         };
         Connection::new(socket, self.backend.clone(), chosen)
             .map_err(|error| End::Connection(error.into()))?
             .run()
             .map_err(End::Connection)
+    }
+
+    fn negotiate(&self, socket: &OwnedFd) -> Result<Option<Negotiated>, HandshakeError> {
+        let offer = Offer {
+            name: &self.name,
+            description: &self.description,
+            geometry: self.backend.device.geometry(),
+        };
+        negotiate(&mut Timed::new(socket, HANDSHAKE_WITHIN), offer)
     }
 
     /// Starts a thread that [`Server::stop`] waits for.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cowslip_fuse::stale::{self, Leftover};
+use cowslip_attach::stale::{self, Leftover};
 use serde::Serialize;
 
 use super::Context;

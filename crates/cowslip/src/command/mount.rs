@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cowslip_fuse::mounts;
+use cowslip_attach::mounts;
 use serde::Serialize;
 
 use super::Context;
@@ -21,6 +21,8 @@ const MOUNT_WITHIN: Duration = Duration::from_secs(120);
 struct Line<'a> {
     dir: &'a Path,
     device: &'a Path,
+    via: &'a str,
+    taken_over: bool,
     file_system: &'a str,
     options: &'a str,
     name: String,
@@ -43,11 +45,12 @@ pub(super) fn run(context: &Context, args: &Mount) -> Result<(), Failure> {
         options: &args.device,
     };
     check_outside(context, args, &dir)?;
-    let live = Live::begin(context, &wanted, &args.run)?;
+    let live = Live::begin(context, &wanted, &args.how, &args.run)?;
     let mounted = mount(context, args, &dir, &live);
     if mounted.is_ok() {
         let path = dir.display().to_string();
-        live.target.say_ready(&*live.device, &format!("at {path}"));
+        let way = format!("at {path} {}", live.by_way_of);
+        live.target.say_ready(&*live.device, &way);
         on_signal(signals, live.end.clone());
         let _ = live.ended.recv();
     }
@@ -72,6 +75,11 @@ fn check_outside(context: &Context, args: &Mount, dir: &Path) -> Result<(), Fail
 
 fn mount(context: &Context, args: &Mount, dir: &Path, live: &Live) -> Result<(), Failure> {
     let device = live.attached.device();
+    // By a server that was killed.
+    let is_mounted = live.is_taken_over
+        && mounts::of_device(device)?
+            .iter()
+            .any(|mount| mount.target == dir);
     let kind = mounts::kind_of(device, LOOK_WITHIN)?.ok_or_else(|| {
         let name = &live.target.name;
         Failure::new(
@@ -85,11 +93,15 @@ fn mount(context: &Context, args: &Mount, dir: &Path, live: &Live) -> Result<(),
         Some(options) => options.clone(),
         None => default_options(&kind, read_only).to_owned(),
     };
-    mounts::mount(device, dir, &options, MOUNT_WITHIN)?;
+    if !is_mounted {
+        mounts::mount(device, dir, &options, MOUNT_WITHIN)?;
+    }
     live.attached.end_with_its_mount()?;
     let line = Line {
         dir,
         device,
+        via: live.way.name(),
+        taken_over: live.is_taken_over,
         file_system: &kind,
         options: &options,
         name: live.target.name.to_string(),

@@ -93,7 +93,7 @@ pub(crate) struct Found {
 
 /// Needs that are not met are told before anything is begun.
 pub(crate) fn check_machine() -> Result<(), Failure> {
-    cowslip_fuse::attached::check_machine().map_err(|e| {
+    cowslip_attach::Way::Fuse.check().map_err(|e| {
         Failure::failed(e.to_string())
             .hint("the lab mounts file systems: it needs root, FUSE and loop devices")
     })?;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cowslip_nbd::client::Address;
-use cowslip_nbd::{Bound, Client, Listen, ListenError};
+use cowslip_nbd::{Bound, Client, Gone, Listen, ListenError};
 
 use super::raw::{Raw, Simple, request};
 use super::rig::{Rig, pattern};
@@ -238,4 +238,30 @@ fn counters_count() {
     ]
     .map(|counter| counter.load(Ordering::Relaxed));
     assert_eq!(counts, [1, 1000, 1, 500, 1, 1, 1, 1, 1, 1]);
+}
+
+/// The kernel's client has no handshake, and says when its device is disconnected.
+#[test]
+fn a_client_past_a_handshake_is_served_and_how_it_goes_is_told() {
+    let rig = Rig::of_bytes(1 << 20);
+    assert_eq!(rig.server.transmission_flags(), 0b1101_0110_1101);
+    for gone in [Gone::Disconnected, Gone::Silently] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let served = rig.server.serve_transmission(ours.into()).unwrap();
+        // A WRITE with FUA.
+        theirs.write_all(&request(1, 1, 7, 4096, 5)).unwrap();
+        theirs.write_all(b"bytes").unwrap();
+        let mut reply = [0; 16];
+        theirs.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[4..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+        if gone == Gone::Disconnected {
+            theirs.write_all(&request(0, 2, 0, 0, 0)).unwrap();
+        }
+        drop(theirs);
+        assert_eq!(served.wait(), gone);
+    }
+    assert!(rig.ram.bytes()[4096..].starts_with(b"bytes"));
+    let counters = rig.server.counters();
+    assert_eq!(counters.fuas.load(Ordering::Relaxed), 2);
+    assert_eq!(counters.writes.load(Ordering::Relaxed), 2);
 }

@@ -6,9 +6,9 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
+use cowslip_attach::mounts;
 use cowslip_block::BlockSize;
 use cowslip_block::files::RealFile;
-use cowslip_fuse::mounts;
 use cowslip_snapshot::error::StoreError;
 use indicatif::ProgressBar;
 use serde::Serialize;

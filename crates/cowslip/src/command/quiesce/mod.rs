@@ -22,7 +22,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cowslip_fuse::mounts;
+use cowslip_attach::mounts;
 use rustix::fs::{OFlags, syncfs};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

@@ -5,13 +5,13 @@
 //! any more, whoever mounted it.
 
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::attached::{GONE_WITHIN, mounts_of, release};
+use crate::devices::{self, Over};
 use crate::error::AttachError;
-use crate::loops;
 use crate::mounts;
+use crate::nbds;
 use crate::place::{About, Place};
 use crate::server::{KIND, let_go};
 
@@ -20,7 +20,7 @@ use crate::server::{KIND, let_go};
 pub struct Leftover {
     /// What it was, as far as it had said.
     pub about: Option<About>,
-    /// Loop devices, still in use.
+    /// NBD and loop devices, still in use.
     pub devices: Vec<PathBuf>,
     /// Where something of them is mounted, and the FUSE file system where it is.
     pub mounts: Vec<PathBuf>,
@@ -41,12 +41,12 @@ pub fn find(run_dir: &Path, end: bool, say: &dyn Fn(&str)) -> Result<Vec<Leftove
 }
 
 fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachError> {
-    let devices = loops::of(&place)?;
+    let devices = devices::of(&place)?;
     let mut leftover = Leftover {
         about: place.about(),
         mounts: Vec::new(),
         is_gone: false,
-        devices: devices.iter().map(|l| l.device.clone()).collect(),
+        devices: devices.iter().map(|d| d.path.clone()).collect(),
     };
     for device in &leftover.devices {
         let mounts = mounts_of(device, &place)?;
@@ -62,27 +62,30 @@ fn one(place: Place, end: bool, say: &dyn Fn(&str)) -> Result<Leftover, AttachEr
     if !end {
         return Ok(leftover);
     }
-    for device in &leftover.devices {
-        release(device, &place, Duration::ZERO, say);
+    for device in &devices {
+        if let Over::Label(label) = &device.over {
+            stop_waiting(&device.path, label, &place)?;
+        }
+        release(&device.path, &place, Duration::ZERO, say);
     }
     if is_mounted {
         let_go(&at).map_err(AttachError::io("unmounting a FUSE file system"))?;
     }
-    leftover.is_gone = is_released(&place)?;
+    // The kernel clears a device a moment after its last user has gone.
+    leftover.is_gone = devices::gone_within(&place, GONE_WITHIN)?;
     if leftover.is_gone {
         place.remove()?;
     }
     Ok(leftover)
 }
 
-/// The kernel clears a loop device a moment after its last user has gone.
-fn is_released(place: &Place) -> Result<bool, AttachError> {
-    let give_up = Instant::now() + GONE_WITHIN;
-    while !loops::of(place)?.is_empty() {
-        if Instant::now() >= give_up {
-            return Ok(false);
-        }
-        thread::sleep(Duration::from_millis(10));
+/// What is mounted from an NBD device waits for a server, and would hold up its unmount: it fails from now on.
+fn stop_waiting(device: &Path, label: &str, place: &Place) -> Result<(), AttachError> {
+    if mounts_of(device, place)?.is_empty() {
+        return Ok(());
     }
-    Ok(true)
+    match nbds::cut_off(device, label) {
+        Err(error) if devices::over(device, place)?.is_some() => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -7,9 +7,9 @@
 //!     mnt/                     where the FUSE file system is mounted, for a moment only
 //! ```
 //!
-//! The file in the FUSE file system is called `cowslip-<id>`, and so a loop device over it tells of itself in
-//! `/sys/block/loopN/loop/backing_file`, until it is cleared. A loop device is ours if its backing file has the name of one of
-//! our places: the id is random, and who cannot read the directory cannot know it. It is stale if nobody
+//! The label of a place is `cowslip-<id>`. The file in the FUSE file system is called so, and a loop device over it tells of itself in
+//! `/sys/block/loopN/loop/backing_file`, until it is cleared; an NBD device has the label itself, in `/sys/block/nbdN/backend`. A device
+//! is ours if it has the label of one of our places: the id is random, and who cannot read the directory cannot know it. It is stale if nobody
 //! holds the lock of its place: locks die with their process.
 
 use std::fs::{self, DirBuilder};
@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::devices::Over;
 use crate::error::AttachError;
 
 const ABOUT: &str = "about.json";
@@ -37,8 +38,14 @@ pub struct About {
     pub name: String,
     /// The session's directory, where there is one.
     pub session: Option<PathBuf>,
-    /// `/dev/loopN`.
+    /// `/dev/nbdN`, or `/dev/loopN`.
     pub device: PathBuf,
+    /// Of an NBD device: how many sockets it has.
+    #[serde(default)]
+    pub connections: Option<usize>,
+    /// What told the session's server from those before and after it, while the place's process served it.
+    #[serde(default)]
+    pub served_as: Option<String>,
 }
 
 /// See the module. It is held as long as this lives.
@@ -77,7 +84,7 @@ impl Place {
         })
     }
 
-    /// The places whose processes are gone, held from now on.
+    /// The places whose processes are gone, held from now on: as long as they are, their devices are nobody else's to end.
     ///
     /// # Errors
     /// Where the directory cannot be read, or others could write in it. That there is none is no error.
@@ -113,18 +120,25 @@ impl Place {
         self.path.join("mnt")
     }
 
-    /// The name of the one file in it.
-    pub(crate) fn file_name(&self) -> String {
+    /// What its device says that it is; see the module.
+    pub(crate) fn label(&self) -> String {
         format!("cowslip-{}", self.id)
     }
 
-    /// Is a loop device's backing file the one of this place?
-    pub(crate) fn is_over(&self, backing_file: &str) -> bool {
+    /// Is this what a device of this place is over?
+    pub(crate) fn is_below(&self, over: &Over) -> bool {
+        match over {
+            Over::File(file) => self.is_backing_file(file),
+            Over::Label(label) => *label == self.label(),
+        }
+    }
+
+    fn is_backing_file(&self, backing_file: &str) -> bool {
         // The kernel appends this where the directory of a lazily unmounted file system went.
         let path = backing_file
             .strip_suffix(" (deleted)")
             .unwrap_or(backing_file);
-        let name = self.file_name();
+        let name = self.label();
         path == format!("/{name}") || Path::new(path) == self.mount_point().join(name)
     }
 
@@ -206,6 +220,8 @@ mod tests {
             name: "base".into(),
             session: None,
             device: "/dev/loop9".into(),
+            connections: None,
+            served_as: None,
         };
         one.describe(&about).unwrap();
         let id = one.id;
@@ -220,23 +236,26 @@ mod tests {
     }
 
     #[test]
-    fn backing_files_are_told_apart() {
+    fn what_devices_are_over_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::new(dir.path()).unwrap();
-        let name = place.file_name();
+        let name = place.label();
         let mounted = place.mount_point().join(&name);
         for ours in [format!("/{name}"), format!("/{name} (deleted)")] {
-            assert!(place.is_over(&ours), "{ours}");
+            assert!(place.is_below(&Over::File(ours.clone())), "{ours}");
         }
-        assert!(place.is_over(mounted.to_str().unwrap()));
-        let other = Place::new(dir.path()).unwrap().file_name();
+        assert!(place.is_below(&Over::File(mounted.to_str().unwrap().into())));
+        assert!(place.is_below(&Over::Label(name.clone())));
+        let other = Place::new(dir.path()).unwrap().label();
+        assert!(!place.is_below(&Over::Label(other.clone())));
+        assert!(!place.is_below(&Over::Label(String::new())));
         for others in [
             "/disk.img".into(),
             name.clone(),
             format!("/x/{name}"),
             format!("/{other}"),
         ] {
-            assert!(!place.is_over(&others), "{others}");
+            assert!(!place.is_below(&Over::File(others.clone())), "{others}");
         }
     }
 

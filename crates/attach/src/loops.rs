@@ -7,7 +7,7 @@
 //! | no "autoclear" | the device lives until it is cleared, mounted or not; see `attached.rs` |
 //!
 //! A number says little: the moment a device is cleared, by whomever, its number is anybody's. What is done to a device is done
-//! to one over the file of a [`Place`].
+//! to one over the file of a place.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::AttachError;
-use crate::place::Place;
 use crate::tool;
 
 /// The unit of a loop device. What is left of a file behind the last whole one cannot be reached.
@@ -41,56 +40,18 @@ const CLEAR: &str = r#"{
     esac
 } <"$1""#;
 
-/// Clears a place's loop device: at once, or when the last that uses it goes. If it is gone by now, that is fine.
-pub(crate) fn clear(device: &Path, place: &Place, within: Duration) -> Result<(), AttachError> {
-    let name = place.file_name();
+/// Clears a device over a file of that name: at once, or when the last that uses it goes.
+pub(crate) fn clear(device: &Path, name: &str, within: Duration) -> Result<(), AttachError> {
     let args = ["-c".as_ref(), CLEAR.as_ref(), "clear".as_ref()];
     let args = [&args[..], &[device.as_os_str(), name.as_ref()]].concat();
-    match tool::run("sh", &args, within) {
-        Err(error) if is_over(device, place)? => Err(error),
-        _ => Ok(()),
-    }
+    tool::run("sh", &args, within).map(drop)
 }
 
-/// Is this still a loop device of that place?
-pub(crate) fn is_over(device: &Path, place: &Place) -> Result<bool, AttachError> {
-    Ok(of(place)?.iter().any(|l| l.device == device))
-}
-
-/// The loop devices of a place.
-pub(crate) fn of(place: &Place) -> Result<Vec<Loop>, AttachError> {
-    let mut all = all()?;
-    all.retain(|l| place.is_over(&l.backing_file));
-    Ok(all)
-}
-
-/// A loop device that is in use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loop {
-    /// `/dev/loopN`.
-    pub device: PathBuf,
-    /// The file below it, as the kernel calls it: from the root of its file system where that is mounted nowhere any more.
-    pub backing_file: String,
-}
-
-/// All loop devices that are in use.
-///
-/// # Errors
-/// Where `/sys` is missing.
-pub fn all() -> Result<Vec<Loop>, AttachError> {
-    let sys = Path::new("/sys/block");
-    let mut found = Vec::new();
-    for entry in fs::read_dir(sys).map_err(AttachError::io("/sys/block"))? {
-        let name = entry.map_err(AttachError::io("/sys/block"))?.file_name();
-        // It may go meanwhile, and then it is not in use.
-        if let Ok(file) = fs::read_to_string(sys.join(&name).join("loop/backing_file")) {
-            found.push(Loop {
-                device: Path::new("/dev").join(&name),
-                backing_file: file.trim_end_matches('\n').to_owned(),
-            });
-        }
-    }
-    Ok(found)
+/// The file below a loop device, by the device's name.
+pub(crate) fn backing_file(name: &Path) -> Option<String> {
+    let path = Path::new("/sys/block").join(name).join("loop/backing_file");
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.trim_end_matches('\n').to_owned())
 }
 
 /// Does this loop device do direct I/O?

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{configure_io_flusher_behavior, getegid, geteuid};
 
 use crate::disk::{Disk, Say};
+use crate::ended::Ended;
 use crate::error::AttachError;
 
 /// The kind of file system, as mountinfo tells it.
@@ -27,12 +28,6 @@ const THREADS: usize = 6;
 
 /// See the module.
 pub(crate) struct Server(Arc<Ended>);
-
-#[derive(Default)]
-struct Ended {
-    flag: Mutex<bool>,
-    bell: Condvar,
-}
 
 impl Server {
     /// Mounts the device as the file `name` of a file system at `at`, and answers from now on. `on_end` is told when the
@@ -51,7 +46,7 @@ impl Server {
         config.acl = SessionACL::All;
         let disk = Disk::new(device, name, say);
         let started = Session::from_fd(disk, fuse, SessionACL::All, config).and_then(|session| {
-            let server = Self(Arc::default());
+            let server = Self(Arc::new(Ended::new(on_end)));
             let ended = Arc::clone(&server.0);
             thread::Builder::new().name("fuse".into()).spawn(move || {
                 // Those that write back to free memory come through these threads: that they free memory by
@@ -59,9 +54,7 @@ impl Server {
                 let _ = configure_io_flusher_behavior(true);
                 // However it ends, there is nobody left to answer.
                 drop(session.run());
-                *ended.flag.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                ended.bell.notify_all();
-                on_end();
+                ended.tell();
             })?;
             Ok(server)
         });
@@ -73,12 +66,7 @@ impl Server {
 
     /// Has the kernel let go, after so long at most?
     pub(crate) fn ends_within(&self, within: Duration) -> bool {
-        let flag = self.0.flag.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .0
-            .bell
-            .wait_timeout_while(flag, within, |ended| !*ended);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        self.0.within(within)
     }
 }
 

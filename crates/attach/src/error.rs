@@ -1,6 +1,7 @@
 //! [`AttachError`]: why there is no block device.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why a device could not be attached, mounted or detached.
@@ -25,6 +26,9 @@ pub enum AttachError {
         /// How long it had.
         within: Duration,
     },
+    /// A device that waits for its server is not what is served now.
+    #[error("{} waits for a device of another size, or that is read-only or is not", .0.display())]
+    Unlike(PathBuf),
     /// The system's own.
     #[error("{what}: {source}")]
     Io {

@@ -32,21 +32,27 @@ pub fn all() -> Result<Vec<Mount>, AttachError> {
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
-/// Mounts of this block device, the latest first.
+/// Mounts of this block device, and of its partitions, the latest first.
 ///
 /// # Errors
 /// As [`all`].
 pub fn of_device(device: &Path) -> Result<Vec<Mount>, AttachError> {
-    let number = device
-        .file_name()
-        .map(|name| Path::new("/sys/block").join(name).join("dev"))
-        .and_then(|dev| fs::read_to_string(dev).ok());
+    let numbers = device.file_name().map(numbers).unwrap_or_default();
     let is_of = |mount: &Mount| {
         // The number tells under whatever name it was mounted; the name, where the file system has a number of its own.
-        mount.source == device.as_os_str()
-            || number.as_deref().is_some_and(|n| n.trim() == mount.device)
+        mount.source == device.as_os_str() || numbers.contains(&mount.device)
     };
     Ok(all()?.into_iter().rev().filter(is_of).collect())
+}
+
+/// The number of a block device, and those of its partitions.
+fn numbers(name: &OsStr) -> Vec<String> {
+    let sys = Path::new("/sys/block").join(name);
+    let below = fs::read_dir(&sys).into_iter().flatten();
+    let below = below.filter_map(|entry| Some(entry.ok()?.path()));
+    let all = below.chain([sys]).map(|path| path.join("dev"));
+    all.filter_map(|dev| Some(fs::read_to_string(dev).ok()?.trim().to_owned()))
+        .collect()
 }
 
 /// Mounts a block device.
