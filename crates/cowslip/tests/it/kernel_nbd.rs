@@ -210,23 +210,16 @@ fn other_ends(world: &mut World) {
 
 /// Devices come and go, and leave nothing: no device, process, socket, memory.
 fn cycles(world: &mut World) {
-    let left = "unix() { wc -l </proc/net/unix; }
-        processes() { ls -d /proc/[0-9]* | wc -l; }
-        free() { sync; echo 3 >/proc/sys/vm/drop_caches; sed -n 's/^MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; }";
-    let cycle = "start a cowslip attach --session s; head -c 4096 /dev/nbd0 >/dev/null; end a >/dev/null; nothing_left";
-    let before = world.sh(&format!("{left}\n{cycle}\nunix; free; echo"));
-    let after = world.sh(&format!(
-        "{left}\nfor i in $(seq {CYCLES}); do {cycle}; done\nunix; free; echo"
+    // What is freed a moment later, and what is only kept because nobody needs the room, is no loss.
+    world.sh(&format!(
+        "unix() {{ wc -l </proc/net/unix; }}
+        free() {{ sync; echo 3 >/proc/sys/vm/drop_caches; sed -n 's/^MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; }}
+        has_room() {{ [ $(($(free) + 8192)) -ge \"$1\" ]; }}
+        cycle() {{ start a cowslip attach --session s; head -c 4096 /dev/nbd0 >/dev/null; end a >/dev/null; nothing_left; }}
+        cycle; unix=$(unix); free=$(free)
+        for i in $(seq {CYCLES}); do cycle; done
+        [ $unix = $(unix) ]; ! grep -qsx cowslip /proc/[0-9]*/comm; until_ has_room $free"
     ));
-    let numbers = |text: &str| -> Vec<u64> {
-        text.split_whitespace()
-            .map(|n| n.parse().unwrap())
-            .collect()
-    };
-    let (before, after) = (numbers(&before), numbers(&after));
-    assert_eq!(before[0], after[0], "unix sockets");
-    let lost_kib = before[1].saturating_sub(after[1]);
-    assert!(lost_kib < 8 << 10, "{lost_kib} KiB of memory");
 }
 
 fn all(test: &str, version: &str, sends_zeroes: bool) {
