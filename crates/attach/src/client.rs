@@ -1,4 +1,4 @@
-//! [`Client`]: a device of the kernel's NBD client, and our end of its sockets.
+//! `Client`: a device of the kernel's NBD client, and our end of its sockets.
 //!
 //! ```text
 //! ext4, xfs, ... -> /dev/nbdN -> the kernel's NBD client -> pairs of sockets -> cowslip_nbd::Server -> Device
@@ -16,7 +16,7 @@
 //! that it is written twice, and nothing else.
 //!
 //! When this process dies the kernel keeps the device, for the time that it was given ([`Options::dead_timeout`]): whoever has
-//! its label gives it new sockets ([`Start::Resume`]), and what waited goes on at once, what had been sent within [`REQUEST_WITHIN`] of that.
+//! its label gives it new sockets (`Start::Resume`), and what waited goes on at once, what had been sent within [`REQUEST_WITHIN`] of that.
 
 use std::io;
 use std::os::fd::OwnedFd;
