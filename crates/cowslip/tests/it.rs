@@ -33,6 +33,8 @@ mod ending;
 mod explain;
 #[path = "it/ext4.rs"]
 mod ext4;
+#[path = "it/failed_disk.rs"]
+mod failed_disk;
 #[path = "it/firecracker.rs"]
 mod firecracker;
 #[path = "it/fs_aware.rs"]

@@ -182,7 +182,32 @@ impl Cache {
             let (dir, health) = again;
             return Self::find_after_failure(dir, name, geometry, boot_id, health);
         }
+        if found.same_boot && !found.cache.is_finished() {
+            found.cache.write_again()?;
+        }
         Ok(found)
+    }
+
+    /// Whoever had it was killed. What could not be written meanwhile, the kernel has told that one, or will tell nobody: a flush of ours would succeed, and
+    /// cover nothing.
+    fn write_again(&self) -> io::Result<()> {
+        // Should it fail, and tell us: that is what the rest is for.
+        let _ = self.file.sync();
+        for run in self.export().blocks_in(Dirty).expect(TRACKED) {
+            let bytes = self.block_size().bytes_of(run);
+            self.file.write_again(bytes.start.0, bytes.end.0)?;
+        }
+        for name in self.dir.list()? {
+            let is_ours = name
+                .split_once('.')
+                .is_some_and(|(stem, _)| stem == self.name);
+            if is_ours && name != data_name(&self.name) {
+                let file = self.dir.open(&name, Access::ReadWrite)?;
+                let _ = file.sync();
+                file.write_again(0, file.len()?)?;
+            }
+        }
+        Ok(())
     }
 
     /// The same after the disk failed, which is as after a change of boot id, but that the kernel may

@@ -1,6 +1,6 @@
 //! The real file system, by handles: openat(2) and its kin through rustix.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,10 +8,15 @@ use std::sync::Arc;
 use rustix::fs::{
     self as sys, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::sys::next_extents;
 use super::{Access, Dir, File, Identity, Lock};
+
+/// What the kernel remembers, it remembers in pages of at least so many bytes.
+const PAGE_BYTES: u64 = 4096;
+/// Read, and written once more, at a time.
+const AGAIN_BYTES: usize = 256 << 10;
 
 /// A directory of the real file system.
 #[derive(Debug)]
@@ -282,6 +287,39 @@ impl File for RealFile {
     fn reread(&self) -> io::Result<()> {
         self.sync().or_else(|_| self.sync())?;
         Ok(sys::fadvise(&self.0, 0, None, sys::Advice::DontNeed)?)
+    }
+
+    fn write_again(&self, start: u64, end: u64) -> io::Result<()> {
+        let mut buf = vec![0; AGAIN_BYTES];
+        let mut at = start;
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(AGAIN_BYTES);
+            let wanted = &mut buf[..most.min(AGAIN_BYTES)];
+            let into = &mut [IoSliceMut::new(wanted)];
+            let n = match rustix::io::preadv2(&self.0, into, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                // Not remembered: it reads as it is on the disk.
+                Err(Errno::AGAIN) => {
+                    at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                // A file system that cannot tell.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.read_at(wanted, at)?;
+                    wanted.len()
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let next = at + n as u64;
+            // ext4 remembers with it where it lies, and writes there, but not again that it was written: only of what it looks up anew.
+            let whole = (next.div_ceil(PAGE_BYTES) * PAGE_BYTES - at).try_into();
+            sys::fadvise(&self.0, at, whole.ok(), sys::Advice::DontNeed)?;
+            self.write_at(&buf[..n], at)?;
+            at = next;
+        }
+        Ok(())
     }
 
     fn allocated_bytes(&self) -> io::Result<u64> {
