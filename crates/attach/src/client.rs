@@ -12,8 +12,8 @@
 //! | a stream that ends, and the device is not ours any more | the same | nothing |
 //! | a stream that ends, and it is | the kernel gave it up: a request took longer than [`REQUEST_WITHIN`] | once all of it is answered, the kernel gets another in its place, and sends again what was not answered in time |
 //!
-//! When the last has ended, the kernel has let go. A request that the kernel sends again may meet itself: a block's writers take turns, so
-//! that it is written twice, and nothing else.
+//! When the last has ended, the kernel has let go. A request that took too long on one of several sockets is sent again over another at once, while the first is
+//! still at it: what was written to the same place in between may be overwritten by the first. With one socket it waits until that has ended. So one is the default.
 //!
 //! When this process dies the kernel keeps the device, for the time that it was given ([`Options::dead_timeout`]): whoever has
 //! its label gives it new sockets (`Start::Resume`), and what waited goes on at once, what had been sent within [`REQUEST_WITHIN`] of that.

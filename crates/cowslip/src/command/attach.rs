@@ -4,7 +4,6 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
-use std::thread;
 
 use cowslip_attach::{AttachError, Attached, Found, Options, Waiting, Way};
 use cowslip_block::Device;
@@ -16,9 +15,6 @@ use crate::args::{Attach, How, RunDir, Via};
 use crate::control;
 use crate::failure::{Failure, Kind};
 use crate::report::complain;
-
-/// Sockets of an NBD device: more are not worth their time at the beginning.
-const CONNECTIONS_MAX: usize = 4;
 
 /// Its field names are a contract.
 #[derive(Debug, Serialize)]
@@ -167,12 +163,8 @@ fn choose(via: Via) -> Result<(Way, String), Failure> {
 }
 
 fn options(how: &How) -> Options {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
     Options {
-        connections: match how.connections {
-            Some(count) => count.into(),
-            None => processors.min(CONNECTIONS_MAX),
-        },
+        connections: how.connections.into(),
         dead_timeout: how.dead_timeout,
     }
 }

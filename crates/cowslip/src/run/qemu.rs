@@ -226,7 +226,8 @@ fn command(machine: &Machine, is_kvm: bool) -> io::Result<(Handing, Wires, UnixS
         "-blockdev",
         &node.to_string(),
         "-device",
-        "virtio-blk-pci,drive=disk",
+        // A full disk is the guest's to hear of: QEMU would stop it, and wait for somebody who lets it go on.
+        "virtio-blk-pci,drive=disk,werror=report,rerror=report",
     ]);
     command.command.args(&machine.more);
     let wires = Wires {
