@@ -60,7 +60,8 @@ pub fn run(input: &[u8]) {
         .expect("there is one client at a time");
     if how == 3 || how == 4 {
         session::run(client, &hello, &mut input, SIZE_BYTES);
-        return served.wait();
+        served.wait();
+        return;
     }
     let mut reader = client.try_clone().expect("another handle");
     let replies = std::thread::spawn(move || {
