@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv, sockopt::socket_peercred};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::guest::{Fill, Guest, GuestError, Served, Tracking};
+use crate::guest::{Fill, Filled, Guest, GuestError, Served, Tracking};
 use crate::handshake::Handshake;
 use crate::pool::{Line, Pool, Queue, Turns};
 use crate::prefetch::Prefetch;
@@ -298,20 +298,24 @@ impl Live {
         Ok(())
     }
 
+    /// When this returns, none of them that the image has bytes for is missing: also none that somebody was at, who may have failed.
     fn release_some(&self, pages: BlockRange) -> Result<(), GuestError> {
         let (give_up, mut pause) = (Instant::now() + FETCH_WITHIN, PAUSE_MIN);
         loop {
             match self.guest.fill(pages, Fill::Stored) {
-                Ok(filled) if filled.stopped == Some(Errno::AGAIN) && Instant::now() < give_up => {
-                    thread::sleep(PUT_OFF);
-                }
-                Ok(filled) if filled.stopped == Some(Errno::AGAIN) => {
+                Ok(Filled {
+                    stopped: None,
+                    left: 0,
+                    ..
+                }) => return Ok(()),
+                Ok(filled) if filled.is_gone() => return Ok(()),
+                Ok(_) if Instant::now() < give_up => thread::sleep(PUT_OFF),
+                Ok(filled) => {
                     return Err(GuestError::Kernel {
                         what: "putting pages in place",
-                        why: Errno::AGAIN,
+                        why: filled.stopped.unwrap_or(Errno::TIMEDOUT),
                     });
                 }
-                Ok(_) => return Ok(()),
                 Err(GuestError::Bytes { .. }) if Instant::now() < give_up => {
                     thread::sleep(pause);
                     pause = (pause * 2).min(PAUSE_MAX);

@@ -25,6 +25,8 @@ pub enum Fill {
 pub struct Filled {
     /// Pages that were put in place.
     pub pages: u64,
+    /// Pages that somebody else was at: they may be had, or not.
+    pub left: u64,
     /// Why it ended early, if it did.
     pub stopped: Option<Errno>,
 }
@@ -114,7 +116,16 @@ impl Guest {
                 }
             })?;
         let shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let claimed = self.locked().claim_missing(run);
+        let claimed = {
+            let mut pages = self.locked();
+            let missing = run
+                .iter()
+                .filter(|page| pages.state(*page) == PageState::Missing);
+            let missing = missing.count() as u64;
+            let claimed = pages.claim_missing(run);
+            filled.left += missing - claimed.iter().map(|part| part.count().0).sum::<u64>();
+            claimed
+        };
         let parts = claimed
             .iter()
             .flat_map(|part| self.regions.addresses_of(*part));

@@ -31,6 +31,7 @@ fn what_was_never_served_is_put_in_place_and_nothing_else_changes() {
             stored,
             Filled {
                 pages: 50 - zeros - 3,
+                left: 0,
                 stopped: None
             }
         );
@@ -96,6 +97,7 @@ fn large_pages_are_put_in_place_whole() {
     let filled = rig.guest.fill(BlockRange::new(0, 4), Fill::All).unwrap();
     let four = Filled {
         pages: 4,
+        left: 0,
         stopped: None,
     };
     assert_eq!(filled, four);
@@ -165,6 +167,7 @@ fn what_lies_behind_a_page_that_is_there_is_put_in_place_all_the_same() {
         let filled = rig.guest.fill(BlockRange::new(0, 32), Fill::All).unwrap();
         let others = Filled {
             pages: 32 - there.len() as u64,
+            left: 0,
             stopped: None,
         };
         assert_eq!(filled, others, "{tracking:?}");
