@@ -195,12 +195,12 @@ pub trait File: Send + Sync + Debug {
         self.sync().or_else(|_| self.sync())
     }
 
-    /// What the kernel remembers of this range is written once more by the next sync. An attempt may have failed, and been told to a process that is gone: an error is told once, and
+    /// What the kernel remembers of these ranges, `start..end`, is written once more by the next sync. An attempt may have failed, and been told to a process that is gone: an error is told once, and
     /// then what is remembered counts as written (fsync(2)). What was written since is synced before.
     ///
     /// # Errors
     /// The file system's own.
-    fn write_again(&self, _start: u64, _end: u64) -> io::Result<()> {
+    fn write_again(&self, _ranges: &mut dyn Iterator<Item = (u64, u64)>) -> io::Result<()> {
         Ok(())
     }
 

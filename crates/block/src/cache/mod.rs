@@ -191,20 +191,18 @@ impl Cache {
     /// Whoever had it was killed. What could not be written meanwhile, the kernel has told that one, or will tell nobody: a flush of ours would succeed, and
     /// cover nothing.
     fn write_again(&self) -> io::Result<()> {
-        // Should it fail, and tell us: that is what the rest is for.
-        let _ = self.file.sync();
-        for run in self.export().blocks_in(Dirty).expect(TRACKED) {
-            let bytes = self.block_size().bytes_of(run);
-            self.file.write_again(bytes.start.0, bytes.end.0)?;
-        }
+        let states = self.export();
+        let dirty = states.blocks_in(Dirty).expect(TRACKED);
+        let ranges = dirty.into_iter().map(|run| self.block_size().bytes_of(run));
+        self.file
+            .write_again(&mut ranges.map(|bytes| (bytes.start.0, bytes.end.0)))?;
         for name in self.dir.list()? {
             let is_ours = name
                 .split_once('.')
                 .is_some_and(|(stem, _)| stem == self.name);
             if is_ours && name != data_name(&self.name) {
                 let file = self.dir.open(&name, Access::ReadWrite)?;
-                let _ = file.sync();
-                file.write_again(0, file.len()?)?;
+                file.write_again(&mut std::iter::once((0, file.len()?)))?;
             }
         }
         Ok(())

@@ -193,6 +193,38 @@ impl RealFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(std::fs::File::open(path)?.into()))
     }
+
+    fn write_range_again(&self, start: u64, end: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut at = start;
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(AGAIN_BYTES);
+            let wanted = &mut buf[..most.min(AGAIN_BYTES)];
+            let into = &mut [IoSliceMut::new(wanted)];
+            let n = match rustix::io::preadv2(&self.0, into, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                // Not remembered: it reads as it is on the disk.
+                Err(Errno::AGAIN) => {
+                    at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                // A file system that cannot tell.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.read_at(wanted, at)?;
+                    wanted.len()
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let next = at + n as u64;
+            // ext4 remembers with it where it lies, and writes there, but not again that it was written: only of what it looks up anew.
+            let whole = (next.div_ceil(PAGE_BYTES) * PAGE_BYTES - at).try_into();
+            sys::fadvise(&self.0, at, whole.ok(), sys::Advice::DontNeed)?;
+            self.write_at(&buf[..n], at)?;
+            at = next;
+        }
+        Ok(())
+    }
 }
 
 impl From<OwnedFd> for RealFile {
@@ -289,35 +321,12 @@ impl File for RealFile {
         Ok(sys::fadvise(&self.0, 0, None, sys::Advice::DontNeed)?)
     }
 
-    fn write_again(&self, start: u64, end: u64) -> io::Result<()> {
+    fn write_again(&self, ranges: &mut dyn Iterator<Item = (u64, u64)>) -> io::Result<()> {
+        // Should it fail, and tell us: that is what the rest is for.
+        let _ = self.sync();
         let mut buf = vec![0; AGAIN_BYTES];
-        let mut at = start;
-        while at < end {
-            let most = usize::try_from(end - at).unwrap_or(AGAIN_BYTES);
-            let wanted = &mut buf[..most.min(AGAIN_BYTES)];
-            let into = &mut [IoSliceMut::new(wanted)];
-            let n = match rustix::io::preadv2(&self.0, into, at, ReadWriteFlags::NOWAIT) {
-                Ok(0) => return Ok(()),
-                Ok(n) => n,
-                // Not remembered: it reads as it is on the disk.
-                Err(Errno::AGAIN) => {
-                    at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
-                    continue;
-                }
-                Err(Errno::INTR) => continue,
-                // A file system that cannot tell.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    self.read_at(wanted, at)?;
-                    wanted.len()
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let next = at + n as u64;
-            // ext4 remembers with it where it lies, and writes there, but not again that it was written: only of what it looks up anew.
-            let whole = (next.div_ceil(PAGE_BYTES) * PAGE_BYTES - at).try_into();
-            sys::fadvise(&self.0, at, whole.ok(), sys::Advice::DontNeed)?;
-            self.write_at(&buf[..n], at)?;
-            at = next;
+        for (start, end) in ranges {
+            self.write_range_again(start, end, &mut buf)?;
         }
         Ok(())
     }
