@@ -27,6 +27,8 @@ mod damage;
 mod devices;
 #[path = "it/diff.rs"]
 mod diff;
+#[path = "it/disk_guest.rs"]
+mod disk_guest;
 #[path = "it/ending.rs"]
 mod ending;
 #[path = "it/explain.rs"]
@@ -37,6 +39,8 @@ mod ext4;
 mod failed_disk;
 #[path = "it/firecracker.rs"]
 mod firecracker;
+#[path = "it/firecracker_disk.rs"]
+mod firecracker_disk;
 #[path = "it/fs_aware.rs"]
 mod fs_aware;
 #[path = "it/full.rs"]
@@ -73,6 +77,8 @@ mod mixed;
 mod qemu;
 #[path = "it/quiesce.rs"]
 mod quiesce;
+#[path = "it/recipe.rs"]
+mod recipe;
 #[path = "it/rig.rs"]
 mod rig;
 #[path = "it/run.rs"]

@@ -60,13 +60,21 @@ impl Kernel {
         self.dir.join("lib/modules").join(&self.release)
     }
 
+    /// These of its modules, each behind what it needs: by the names of their files, and as they are there, compressed or not. What is not there is built in.
+    pub fn with_needs(&self, wanted: &[&str]) -> Vec<(String, Vec<u8>)> {
+        let needs = std::fs::read_to_string(self.modules().join("modules.dep")).unwrap();
+        let modules = in_order(&needs, wanted).into_iter().map(|path| {
+            let name = path.rsplit('/').next().unwrap();
+            let bytes = std::fs::read(self.modules().join(path)).unwrap();
+            (name.to_owned(), bytes)
+        });
+        modules.collect()
+    }
+
     /// What is unpacked into memory, for [`Machine`](crate::Machine). Each share is `ro PATH` or `rw PATH`.
     pub(crate) fn initramfs(&self, shares: &[String]) -> Vec<u8> {
-        let needs = std::fs::read_to_string(self.modules().join("modules.dep")).unwrap();
-        let modules = in_order(&needs, &MODULES).into_iter().map(|path| {
-            let name = path.rsplit('/').next().unwrap();
-            (name, std::fs::read(self.modules().join(path)).unwrap())
-        });
+        let modules = self.with_needs(&MODULES);
+        let modules = modules.iter().map(|(name, bytes)| (&**name, bytes.clone()));
         let mut archive = initramfs(modules);
         archive.directory("shares");
         for (number, share) in shares.iter().enumerate() {

@@ -1,19 +1,21 @@
 //! Firecracker itself, in a machine with a KVM of its own: docs/firecracker.md, block by block, with a guest that checks its own memory all the time.
 //!
-//! There is no package of it: without `COWSLIP_FIRECRACKER`, and none on the PATH, this is left out.
+//! There is no package of it: without `COWSLIP_FIRECRACKER`, and none on the PATH, this is left out. What it takes, `firecracker_disk.rs` has from here.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowslip_machine::{Access, Archive, Kernel, Machine, Running, have};
 
+use super::disk_guest::Files;
+use super::recipe::blocks;
 use super::rig::{COWSLIP, Rig};
 use super::tools::{self, skip, tool};
 
-const RECIPE: &str = include_str!("../../../../docs/firecracker.md");
+pub(crate) const RECIPE: &str = include_str!("../../../../docs/firecracker.md");
 
 /// For what takes seconds on a machine that has nothing else to do.
-const LONG: Duration = Duration::from_secs(300);
+pub(crate) const LONG: Duration = Duration::from_secs(300);
 
 /// The first process of the guest: `a` stays as it is, `b` grows. Each tick says whether both are what they were.
 const GUEST: &str = r#"#!/bin/busybox sh
@@ -50,53 +52,69 @@ fn guest() -> Vec<u8> {
 }
 
 /// The machine, and the directory in it where the recipe is run.
-struct World {
-    machine: Running,
+pub(crate) struct World {
+    pub(crate) machine: Running,
     begin: String,
 }
 
 impl World {
-    fn new(kernel: &Kernel, firecracker: &Path, rig: &Rig) -> Self {
-        let initrd = rig.file("initrd", &guest());
-        let kernel_program = kernel.program();
-        let mut machine = Machine::new(kernel).memory_mib(3072);
+    /// Where Firecracker works; else a line says what is missing. `files` is what the guest begins with, by the names that the recipe has for them.
+    pub(crate) fn new(test: &str, rig: &Rig, files: impl FnOnce(&Kernel) -> Files) -> Option<Self> {
+        let Some(firecracker) = firecracker() else {
+            skip(test, "Firecracker (COWSLIP_FIRECRACKER, or on the PATH)");
+            return None;
+        };
+        let (true, Some(kernel)) = (tools::have(test, &["busybox", "curl"]), have(test, "6.12"))
+        else {
+            return None;
+        };
+        let mut files = files(&kernel);
+        files.push(("KERNEL", kernel.program()));
+        let mut machine = Machine::new(&kernel).memory_mib(3072);
         // Where they are may be below /tmp, which is the machine's own.
-        for file in [Path::new(COWSLIP), firecracker, &kernel_program, &initrd] {
-            machine = machine.share(file.parent().unwrap(), Access::Read);
+        let programs = [Path::new(COWSLIP), &firecracker, &files[files.len() - 1].1];
+        for program in programs {
+            machine = machine.share(program.parent().unwrap(), Access::Read);
         }
-        let mut machine = machine.boot();
+        let mut machine = machine.share(&rig.path(""), Access::Read).boot();
+        let kvm = "modprobe kvm_amd 2> /dev/null || modprobe kvm_intel; test -c /dev/kvm";
+        if !machine.run(["sh", "-c", kvm], LONG).status.success() {
+            skip(test, "a QEMU that emulates SVM");
+            return None;
+        }
         machine.sh("mkdir /tmp/recipe /tmp/bin", LONG);
         for (name, file) in [
             ("cowslip", Path::new(COWSLIP)),
-            ("firecracker", firecracker),
+            ("firecracker", &firecracker),
         ] {
             let file = file.canonicalize().unwrap();
             machine.sh(&format!("ln -s {} /tmp/bin/{name}", file.display()), LONG);
         }
+        let files = files.iter();
+        let files = files.map(|(name, path)| format!(" {name}={}", path.display()));
         let begin = format!(
-            "set -e; cd /tmp/recipe; PATH=/tmp/bin:$PATH; export COWSLIP_STORE=/tmp/recipe/store KERNEL={} INITRD={}",
-            kernel_program.display(),
-            initrd.display()
+            "set -e; cd /tmp/recipe; PATH=/tmp/bin:$PATH; export COWSLIP_STORE=/tmp/recipe/store{}",
+            files.collect::<String>()
         );
-        Self { machine, begin }
+        Some(Self { machine, begin })
     }
 
-    fn sh(&mut self, block: &str) -> String {
+    pub(crate) fn sh(&mut self, block: &str) -> String {
         self.machine.sh(&format!("{}\n{block}", self.begin), LONG)
     }
 
-    /// What a guest has counted to, once that is more than this.
-    fn ticks_after(&mut self, guest: &str, before: u32) -> u32 {
+    /// What the guest with this console has counted to, once that is more than this.
+    pub(crate) fn ticks_after(&mut self, console: &str, before: u32) -> u32 {
         let give_up = Instant::now() + LONG;
         loop {
-            let log = self.sh(&format!("sleep 1; cat {guest}.log"));
+            let log = self.sh(&format!("sleep 1; cat {console}"));
             assert!(!log.contains("damaged"), "{log}");
             let ticks = log.split("tick ").skip(1);
             let whole = ticks.filter_map(|tick| tick.split_once(" whole")?.0.parse().ok());
             if let Some(last) = whole.max().filter(|last| *last > before) {
                 return last;
             }
-            assert!(Instant::now() < give_up, "{guest} after {before}: {log}");
+            assert!(Instant::now() < give_up, "{console} after {before}: {log}");
         }
     }
 }
@@ -104,43 +122,32 @@ impl World {
 #[test]
 fn firecracker_restores_from_our_server_as_the_recipe_says() {
     let test = "firecracker_restores_from_our_server_as_the_recipe_says";
-    let Some(firecracker) = firecracker() else {
-        return skip(test, "Firecracker (COWSLIP_FIRECRACKER, or on the PATH)");
-    };
-    let (true, Some(kernel)) = (tools::have(test, &["busybox", "curl"]), have(test, "6.12")) else {
+    let rig = Rig::new();
+    let files = |_: &Kernel| vec![("INITRD", rig.file("initrd", &guest()))];
+    let Some(mut world) = World::new(test, &rig, files) else {
         return;
     };
-    let rig = Rig::new();
-    let mut world = World::new(&kernel, &firecracker, &rig);
-    let kvm = "modprobe kvm_amd 2> /dev/null || modprobe kvm_intel; test -c /dev/kvm";
-    if !world.machine.run(["sh", "-c", kvm], LONG).status.success() {
-        return skip(test, "a QEMU that emulates SVM");
-    }
-    let blocks = RECIPE
-        .split("```sh\n")
-        .skip(1)
-        .map(|rest| rest.split_once("```").unwrap().0);
-    let [api, boot, import, restore, snapshot, fork, end] = blocks.collect::<Vec<_>>()[..] else {
+    let [api, boot, import, restore, snapshot, fork, end] = blocks(RECIPE)[..] else {
         panic!("the recipe has other blocks than this test runs");
     };
     world.sh(api);
     world.sh(boot);
-    let first = world.ticks_after("a", 1);
+    let first = world.ticks_after("a.log", 1);
     world.sh(import);
     world.sh(restore);
-    let restored = world.ticks_after("b", first);
+    let restored = world.ticks_after("b.log", first);
     world.sh(snapshot);
-    world.ticks_after("b", restored);
+    world.ticks_after("b.log", restored);
     // What the first guest touched was noted; the next one has it before it asks.
     let (_, load) = restore.split_once("vm1.state\n").unwrap();
     let noted = "until cowslip inspect vm1:trace > /dev/null 2>&1; do sleep 1; done";
     world.sh(&format!("{noted}\n{}", load.replace("b.", "d.")));
-    world.ticks_after("d", first);
+    world.ticks_after("d.log", first);
     world.sh("kill $(cat d.pid)");
     // Nobody needs the first server for it.
     world.sh("cowslip rm vm1; cowslip gc");
     world.sh(fork);
-    let forked = world.ticks_after("c", restored);
+    let forked = world.ticks_after("c.log", restored);
     // Firecracker's own file of all memory, and ours, of the same pause.
     world.sh("sed 's/b.sock/c.sock/; s/Diff/Full/' pause > pause-c; sed 's/b.sock/c.sock/; /^rm/d' resume > resume-c; chmod +x pause-c resume-c");
     let ours =
@@ -148,11 +155,11 @@ fn firecracker_restores_from_our_server_as_the_recipe_says() {
     world.sh(&format!(
         "{ours} && cowslip export vm3:memory ours && cmp ours unneeded"
     ));
-    world.ticks_after("c", forked);
+    world.ticks_after("c.log", forked);
     // Without its server, with all of its memory.
-    let before = world.ticks_after("b", restored);
+    let before = world.ticks_after("b.log", restored);
     world.sh(end);
-    world.ticks_after("b", before + 1);
+    world.ticks_after("b.log", before + 1);
     let said = world.sh("cat vm1.log");
     assert!(said.contains("of 1 guest"), "{said}");
     world.sh("cowslip verify");

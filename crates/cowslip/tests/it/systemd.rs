@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cowslip_machine::{Access, Machine, Running, have};
 
+use super::recipe::blocks;
 use super::rig::COWSLIP;
 use super::tools;
 
@@ -56,11 +57,7 @@ fn a_disk_of_systemd_goes_on_after_kill_9() {
         "cd /var/lib/cowslip; export COWSLIP_STORE=/var/lib/cowslip/store
         truncate -s 1M disk; cowslip import disk template --format raw --quiet",
     );
-    let blocks = RECIPE
-        .split("```sh\n")
-        .skip(1)
-        .map(|rest| rest.split_once("```").unwrap().0);
-    let [units, begin, snapshot, end] = blocks.collect::<Vec<_>>()[..] else {
+    let [units, begin, snapshot, end] = blocks(RECIPE)[..] else {
         panic!("the recipe has other blocks than this test runs");
     };
     world.sh(units);
