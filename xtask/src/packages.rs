@@ -205,6 +205,24 @@ pub(crate) const TESTS: &[Need] = &[
         "Firecracker's commands",
     ),
     need(
+        "libvirtd",
+        Some("libvirt-daemon"),
+        || all(&["libvirtd"]),
+        "domains of libvirt",
+    ),
+    need(
+        "virsh",
+        Some("libvirt-clients"),
+        || all(&["virsh"]),
+        "domains of libvirt",
+    ),
+    need(
+        "qemu-ga",
+        Some("qemu-guest-agent"),
+        || all(&["qemu-ga"]),
+        "domains of libvirt",
+    ),
+    need(
         "zstd",
         Some("zstd"),
         || all(&["zstd"]),

@@ -65,6 +65,8 @@ mod kernel_nbd;
 mod kill;
 #[path = "it/lab.rs"]
 mod lab;
+#[path = "it/libvirt.rs"]
+mod libvirt;
 #[path = "it/memory_import.rs"]
 mod memory_import;
 #[path = "it/memory_serve.rs"]
