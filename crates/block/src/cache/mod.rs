@@ -196,11 +196,8 @@ impl Cache {
         let ranges = dirty.into_iter().map(|run| self.block_size().bytes_of(run));
         self.file
             .write_again(&mut ranges.map(|bytes| (bytes.start.0, bytes.end.0)))?;
-        for name in self.dir.list()? {
-            let is_ours = name
-                .split_once('.')
-                .is_some_and(|(stem, _)| stem == self.name);
-            if is_ours && name != data_name(&self.name) {
+        for name in files_of(&*self.dir, &self.name)? {
+            if name != data_name(&self.name) {
                 let file = self.dir.open(&name, Access::ReadWrite)?;
                 file.write_again(&mut std::iter::once((0, file.len()?)))?;
             }
@@ -220,10 +217,8 @@ impl Cache {
         boot_id: [u8; 16],
         health: Arc<Health>,
     ) -> io::Result<Found> {
-        for file in dir.list()? {
-            if file.split_once('.').is_some_and(|(stem, _)| stem == name) {
-                dir.open(&file, Access::ReadWrite)?.reread()?;
-            }
+        for file in files_of(&*dir, name)? {
+            dir.open(&file, Access::ReadWrite)?.reread()?;
         }
         Self::find_as(dir, name, geometry, boot_id, health, true)
     }
@@ -455,6 +450,15 @@ fn place<'a>(
 
 fn data_name(name: &str) -> String {
     format!("{name}.data")
+}
+
+/// All that are a cache's: its data, and its journal's segments.
+fn files_of(dir: &dyn Dir, name: &str) -> io::Result<impl Iterator<Item = String>> {
+    let is_its = move |file: &String| {
+        let stem = file.split_once('.').map(|(stem, _)| stem);
+        stem == Some(name)
+    };
+    Ok(dir.list()?.into_iter().filter(is_its))
 }
 
 /// Whole blocks: the last block of an image of any size has room for all of it.
