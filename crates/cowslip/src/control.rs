@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::accept::accept;
 use crate::failure::Failure;
 use crate::report::Taken;
-use crate::run::Guest;
+use crate::run::{Guest, Held, Hold};
 
 pub(crate) const SOCKET: &str = "control.sock";
 const LINE_BYTES_MAX: u64 = 64 << 10;
@@ -269,15 +269,15 @@ pub(crate) fn take(
 ) -> Result<Taken, Failure> {
     let begun = Instant::now();
     let over = session.newest();
-    let held = guest.map(|guest| guest.hold().map(|held| (guest, held)));
-    let held = held.transpose()?;
+    let hold = guest.map(Guest::hold).transpose()?;
+    let held = hold.as_ref().map(|hold| hold.held);
     let options = SnapshotOptions {
         unconfirmed: options.unconfirmed || held.is_some(),
         ..*options
     };
     let seal = session.freeze(name, &options);
     // It goes on, whatever came of that.
-    let went_on = held.map_or(Ok(()), |(guest, held)| guest.let_go(held));
+    let went_on = hold.map_or(Ok(()), Hold::let_go);
     let seal = seal?;
     if options.unconfirmed {
         let nobody = || Failure::failed("nobody held the guest until now");
@@ -294,7 +294,7 @@ pub(crate) fn take(
     let header = wait(session, &seal, say)?;
     let taken = Taken::new(store, &header, &over, &seal, begun.elapsed());
     let taken = taken.fs_aware(options.fs_aware, &seal);
-    Ok(taken.of_guest(held.and_then(|(_, held)| held.name())))
+    Ok(taken.of_guest(held.and_then(Held::name)))
 }
 
 fn cancel(session: &Session, name: &str, say: &dyn Fn(&Answer)) -> Result<(), Failure> {

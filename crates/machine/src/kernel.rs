@@ -63,7 +63,8 @@ impl Kernel {
     /// These of its modules, each behind what it needs: by the names of their files, and as they are there, compressed or not. What is not there is built in.
     pub fn with_needs(&self, wanted: &[&str]) -> Vec<(String, Vec<u8>)> {
         let needs = std::fs::read_to_string(self.modules().join("modules.dep")).unwrap();
-        let modules = in_order(&needs, wanted).into_iter().map(|path| {
+        let order = in_order(&needs, wanted).unwrap();
+        let modules = order.into_iter().map(|path| {
             let name = path.rsplit('/').next().unwrap();
             let bytes = std::fs::read(self.modules().join(path)).unwrap();
             (name.to_owned(), bytes)

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ fn live(
     let lived = booted.live(&order, &events);
     server.stop();
     let is_clean = lived.end.clone().and_then(|()| is_clean(device));
-    let snapshot = at_exit(context, args, target, &is_clean);
+    let snapshot = at_exit(context, args, target, &is_clean, &events);
     let ran = Ran {
         name: target.name.to_string(),
         session: target.session().filter(|_| !target.is_temporary()),
@@ -205,21 +205,30 @@ fn at_exit(
     args: &Run,
     target: &Target,
     is_clean: &Result<(), String>,
+    events: &Receiver<Event>,
 ) -> Result<Option<Taken>, Failure> {
-    let Some(name) = &args.snapshot_on_exit else {
-        return Ok(None);
+    let is_kept = target.session().is_some() && !target.is_temporary() && !args.device.read_only;
+    let name = match (&args.snapshot_on_exit, is_clean) {
+        (Some(name), Ok(())) => name,
+        (None, Ok(())) => return Ok(None),
+        (None, Err(_)) if !is_kept => return Ok(None),
+        (name, Err(why)) => {
+            let no = name.iter().map(|name| format!(", so there is no {name}"));
+            let no = no.collect::<String>();
+            let message = format!("the guest was not turned off cleanly{no}: {why}");
+            let failure = Failure::failed(message);
+            return Err(match is_kept {
+                true => failure
+                    .hint("what it had written is in the session, and can be snapshot from there"),
+                false => failure,
+            });
+        }
     };
-    if let Err(why) = is_clean {
-        let message = format!("the guest was not turned off cleanly, so there is no {name}: {why}");
-        let failure = Failure::failed(message);
-        return Err(match target.is_temporary() {
-            true => failure,
-            false => {
-                failure.hint("what it wrote is in the session, and can be snapshot from there")
-            }
-        });
-    }
     let say = |answer: &Answer| {
+        // A full store is waited for: not by who wants to end.
+        if events.try_iter().any(|event| event == Event::Signal) {
+            target.cancel(name);
+        }
         if let Answer::Retrying(sealing) = answer {
             let error = sealing.last_error.as_deref().unwrap_or("no reason given");
             complain(&format!(

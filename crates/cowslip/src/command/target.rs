@@ -220,6 +220,13 @@ impl Target {
         )
     }
 
+    /// Gives up a snapshot that is being stored: its blocks are the session's again. One that is all but stored is.
+    pub(super) fn cancel(&self, name: &SnapshotName) {
+        if let What::Session(live) = &self.what {
+            let _ = live.session.cancel(name);
+        }
+    }
+
     /// Is what is written dropped at the end?
     pub(super) fn is_temporary(&self) -> bool {
         matches!(&self.what, What::Session(live) if live.temporary.is_some())

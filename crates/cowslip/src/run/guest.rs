@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use crate::report::complain;
 const BOOT_WITHIN: Duration = Duration::from_secs(600);
 /// It has this long to end all that runs, and to write all back.
 const END_WITHIN: Duration = Duration::from_secs(60);
+/// A process that is killed and not gone by then hangs in the kernel.
+const GONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// What is wanted of a guest.
 pub(crate) struct Order {
@@ -53,11 +55,20 @@ pub(crate) struct Lived {
 
 /// See the module. Whoever takes a snapshot of its disk holds it for that.
 pub(crate) struct Guest {
+    /// By one at a time: the first to let it go would let it go for all.
+    holding: Mutex<()>,
     qemu: Qemu,
     agent: Agent,
     monitor: Mutex<Monitor>,
     is_ready: AtomicBool,
     is_over: AtomicBool,
+}
+
+/// A guest that is held: by one at a time.
+pub(crate) struct Hold<'a> {
+    guest: &'a Guest,
+    pub(crate) held: Held,
+    _alone: MutexGuard<'a, ()>,
 }
 
 /// How a guest is held.
@@ -103,17 +114,19 @@ pub(crate) fn boot(
                 Ok(Event::Signal) => return Err(Failure::failed("interrupted")),
                 heard => {
                     qemu.kill();
+                    if heard != Ok(Event::Gone) {
+                        is_gone(events)?;
+                    }
                     why_not = match heard {
                         Err(_) => format!("no word from the guest for {} s", within.as_secs()),
                         _ => qemu.complaints(),
                     };
-                    // Nothing more comes from it after that.
-                    while heard != Ok(Event::Gone) && events.recv() != Ok(Event::Gone) {}
                     continue;
                 }
             }
         }
         let guest = Guest {
+            holding: Mutex::new(()),
             qemu,
             agent,
             monitor,
@@ -139,18 +152,36 @@ pub(crate) fn boot(
     )))
 }
 
+/// Waits until one that was killed says nothing more.
+fn is_gone(events: &Receiver<Event>) -> Result<(), Failure> {
+    let deadline = Instant::now() + GONE_WITHIN;
+    loop {
+        match next(events, Some(deadline)) {
+            Event::Gone => return Ok(()),
+            Event::Signal => return Err(Failure::failed("interrupted")),
+            Event::Late => {
+                let message = "QEMU hangs in KVM, and does not end when it is killed";
+                return Err(Failure::failed(message).hint("--accel tcg"));
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Booted {
     /// Waits for its end.
     pub(crate) fn live(&mut self, order: &Order, events: &Receiver<Event>) -> Lived {
         let mut life = Life::new();
         let mut boot = None;
-        let mut ending_since = None;
+        // What the phase is, since when.
+        let mut since = (life.phase, self.begun);
         let limit = order.timeout.map(|timeout| self.begun + timeout);
         loop {
-            let deadline = match (life.phase, ending_since) {
-                (Phase::Ending, Some(since)) => Some(since + END_WITHIN),
-                (Phase::Booting, _) => limit.or(Some(self.begun + BOOT_WITHIN)),
-                _ => limit,
+            let deadline = match since {
+                (Phase::Booting, begun) => limit.or(Some(begun + BOOT_WITHIN)),
+                (Phase::Working, _) => limit,
+                (Phase::Ending, since) => Some(since + END_WITHIN),
+                (Phase::Killed, since) => Some(since + GONE_WITHIN),
             };
             let event = next(events, deadline);
             match life.hear(event) {
@@ -163,8 +194,8 @@ impl Booted {
                 Action::Kill => self.guest.qemu.kill(),
                 Action::Over => break,
             }
-            if life.phase == Phase::Ending {
-                ending_since.get_or_insert_with(Instant::now);
+            if life.phase != since.0 {
+                since = (life.phase, Instant::now());
             }
         }
         self.guest.is_over.store(true, Ordering::Release);
@@ -220,8 +251,18 @@ impl Guest {
         monitor.tell(command)
     }
 
-    /// Holds it, with its file system frozen where that can be had.
-    pub(crate) fn hold(&self) -> Result<Held, Failure> {
+    /// Holds it, with its file system frozen where that can be had, once nobody else does.
+    pub(crate) fn hold(&self) -> Result<Hold<'_>, Failure> {
+        let alone = self.holding.lock();
+        let _alone = alone.unwrap_or_else(PoisonError::into_inner);
+        Ok(Hold {
+            guest: self,
+            held: self.how_held()?,
+            _alone,
+        })
+    }
+
+    fn how_held(&self) -> Result<Held, Failure> {
         if self.is_ready.load(Ordering::Acquire) && !self.is_over() {
             match self.agent.freeze() {
                 Ok(number) => return Ok(Held::Frozen(number)),
@@ -232,20 +273,26 @@ impl Guest {
         match self.tell("stop") {
             Ok(()) => Ok(Held::Paused),
             Err(_) if self.is_over() => Ok(Held::Over),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// Lets it go on. Fails where it was not held until now.
-    pub(crate) fn let_go(&self, held: Held) -> Result<(), Failure> {
-        match held {
-            Held::Frozen(number) => self.agent.thaw(number),
-            Held::Paused => self.tell("cont"),
-            Held::Over => Ok(()),
+            Err(failure) => {
+                // It may have stopped all the same, or do so yet.
+                let _ = self.tell("cont");
+                Err(failure)
+            }
         }
     }
 
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
+    }
+}
+
+impl Hold<'_> {
+    /// Lets it go on. Fails where it was not held until now.
+    pub(crate) fn let_go(self) -> Result<(), Failure> {
+        match self.held {
+            Held::Frozen(number) => self.guest.agent.thaw(number),
+            Held::Paused => self.guest.tell("cont"),
+            Held::Over => Ok(()),
+        }
     }
 }

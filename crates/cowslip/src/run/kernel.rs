@@ -16,7 +16,10 @@ use crate::failure::{Failure, Kind};
 
 /// More is no kernel.
 const KERNEL_BYTES_MAX: u64 = 512 << 20;
-const MODULE_BYTES_MAX: u64 = 64 << 20;
+/// All modules of Debian's kernel are listed in half a MiB.
+const LIST_BYTES_MAX: u64 = 4 << 20;
+/// A dozen of them have a few MiB together.
+const MODULES_BYTES_MAX: u64 = 128 << 20;
 /// What a guest needs before it has its files. A kernel may have any of them built in.
 const MODULES: [&str; 5] = [
     "virtio_pci",
@@ -25,6 +28,9 @@ const MODULES: [&str; 5] = [
     "crc32c_generic",
     "ext4",
 ];
+
+/// Which module needs which: modules.dep(5).
+const LIST: &str = "modules.dep";
 
 /// See the module.
 pub(crate) struct Kernel {
@@ -150,7 +156,7 @@ impl<'a, 'b> Modules<'a, 'b> {
         release: &str,
     ) -> Result<Self, Failure> {
         if let Some(dir) = said {
-            let list = dir.join("modules.dep");
+            let list = dir.join(LIST);
             return match list.is_file() {
                 true => Ok(Self::Here(dir.to_owned())),
                 false => Err(Failure::new(
@@ -162,17 +168,17 @@ impl<'a, 'b> Modules<'a, 'b> {
         }
         let dir = format!("/lib/modules/{release}");
         let in_image = Self::InImage(fs, dir.clone());
-        if in_image.read("modules.dep")?.is_some() {
+        if in_image.read(LIST, LIST_BYTES_MAX)?.is_some() {
             return Ok(in_image);
         }
         let here = Path::new(&dir);
-        Ok(match here.join("modules.dep").is_file() {
+        Ok(match here.join(LIST).is_file() {
             true => Self::Here(here.to_owned()),
             false => Self::BuiltIn,
         })
     }
 
-    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+    fn read(&self, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, Failure> {
         match self {
             Self::BuiltIn => Ok(None),
             Self::Here(dir) => {
@@ -185,7 +191,7 @@ impl<'a, 'b> Modules<'a, 'b> {
                 let failed = |e| Failure::failed(format!("{path} of the image: {e}"));
                 let inode = fs.look_up(&path).map_err(failed)?;
                 inode
-                    .map(|inode| fs.read_file(&inode, MODULE_BYTES_MAX).map_err(failed))
+                    .map(|inode| fs.read_file(&inode, bytes_max).map_err(failed))
                     .transpose()
             }
         }
@@ -198,13 +204,18 @@ pub(crate) fn initramfs(modules: &Modules<'_, '_>) -> Result<OwnedFd, Failure> {
         let message = "this cowslip has no first process for guests: where it was built, nothing could be linked statically";
         return Err(Failure::failed(message));
     }
-    let list = modules.read("modules.dep")?.unwrap_or_default();
+    let list = modules.read(LIST, LIST_BYTES_MAX)?.unwrap_or_default();
     let list = String::from_utf8_lossy(&list);
     let mut files = Vec::new();
-    for path in in_order(&list, &MODULES) {
+    let mut bytes_left = MODULES_BYTES_MAX;
+    let order = in_order(&list, &MODULES)
+        .ok_or_else(|| Failure::failed(format!("{LIST} names far more than a disk needs")))?;
+    for path in order {
         let missing = || Failure::new(Kind::NotFound, format!("the module {path} is not there"));
         let name = path.rsplit('/').next().unwrap_or(path);
-        files.push((name, modules.read(path)?.ok_or_else(missing)?));
+        let bytes = modules.read(path, bytes_left)?.ok_or_else(missing)?;
+        bytes_left = bytes_left.saturating_sub(bytes.len() as u64);
+        files.push((name, bytes));
     }
     in_memory("initramfs", &cowslip_guest::initramfs(files).finish())
 }

@@ -7,6 +7,7 @@
 //! | | it says that it failed | it ends by itself |
 //! | working | the command ended, too long, a signal | it is told to end |
 //! | ending | it takes too long, a signal | it is killed |
+//! | killed | it takes too long: the kernel does not let go of it | nothing: it is over |
 //! | any | QEMU has ended | nothing: it is over |
 //!
 //! Only the first reason counts. A guest is clean where it says that all is written back.
@@ -62,6 +63,7 @@ pub(crate) enum Phase {
     Booting,
     Working,
     Ending,
+    Killed,
 }
 
 /// See the module.
@@ -100,7 +102,12 @@ impl Life {
             (Phase::Working, Event::Exited(status)) => {
                 return self.ends_as(Outcome::Exited(status), Action::End);
             }
-            (Phase::Ending, Event::Signal | Event::Late) => return Action::Kill,
+            (Phase::Ending, Event::Signal | Event::Late) => {
+                self.phase = Phase::Killed;
+                return Action::Kill;
+            }
+            (Phase::Killed, Event::Late) => return Action::Over,
+            (Phase::Killed, Event::Signal) => {}
             (_, Event::Signal) => return self.ends_as(Outcome::Interrupted, Action::End),
             (_, Event::Late) => return self.ends_as(Outcome::Late, Action::End),
             // Too late to matter.
@@ -148,11 +155,15 @@ mod tests {
             (Event::Late, Outcome::Late),
         ] {
             for begin in [&[Event::Ready][..], &[]] {
-                let rest = [event.clone(), Event::Exited(9), Event::Late, Event::Gone];
-                let (actions, life) = lived(&[begin, &rest].concat());
-                let wanted = [Action::End, Action::Nothing, Action::Kill, Action::Over];
-                assert_eq!(actions[begin.len()..], wanted);
-                assert_eq!((life.outcome, life.end), (Some(outcome.clone()), None));
+                for last in [Event::Gone, Event::Late] {
+                    let ending = [event.clone(), Event::Exited(9), Event::Late];
+                    let rest = [&ending[..], &[Event::Signal, last]].concat();
+                    let (actions, life) = lived(&[begin, &rest].concat());
+                    let wanted = [Action::End, Action::Nothing, Action::Kill];
+                    let wanted = [&wanted[..], &[Action::Nothing, Action::Over]].concat();
+                    assert_eq!(actions[begin.len()..], wanted);
+                    assert_eq!((life.outcome, life.end), (Some(outcome.clone()), None));
+                }
             }
         }
         let (actions, life) = lived(&[Event::Failed("no disk".into()), Event::Gone]);

@@ -21,7 +21,7 @@ mod monitor;
 mod qemu;
 
 pub(crate) use accel::choices;
-pub(crate) use guest::{Booted, Guest, Lived, Order, boot};
+pub(crate) use guest::{Booted, Guest, Held, Hold, Lived, Order, boot};
 pub(crate) use kernel::{Kernel, Modules, initramfs};
 pub(crate) use life::{Event, Outcome};
 pub(crate) use qemu::{Machine, find_programs};

@@ -14,10 +14,10 @@ use crate::bytes::{MIB, assert_same, cache_room, noise};
 use crate::rig::{Rig, said, until};
 use crate::tools::{have, run, skip};
 
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(test: &str, rig: &Rig, name: &str, mib: usize) -> Option<Self> {
+    pub(crate) fn mount(test: &str, rig: &Rig, name: &str, mib: usize) -> Option<Self> {
         if !have(test, &["mount", "umount"]) {
             return None;
         }
@@ -131,7 +131,7 @@ fn a_session_on_a_full_disk() {
 
 impl Tmpfs {
     /// Takes all the room that is left.
-    fn fill_up(&self) {
+    pub(crate) fn fill_up(&self) {
         let mut filler = std::fs::File::create(self.0.join("tmp/filler")).unwrap();
         let page = [1; 4096];
         while filler.write_all(&page).is_ok() {}

@@ -22,6 +22,7 @@ use crate::sys;
 
 /// Longer, and the guest's own programs would suffer.
 const HELD_MAX: Duration = Duration::from_secs(10);
+const ALREADY: &str = "it is frozen already";
 
 /// Which freeze there is, if there is one.
 #[derive(Clone, Default)]
@@ -29,6 +30,10 @@ pub(crate) struct Frozen(Arc<Mutex<Option<u32>>>);
 
 impl Frozen {
     pub(crate) fn freeze(&self, number: u32) -> io::Result<()> {
+        // One that is frozen would not be synced before it is thawed, and no word of that would be heard until then.
+        if self.locked().is_some() {
+            return Err(io::Error::other(ALREADY));
+        }
         let root = File::open("/")?;
         sys::sync_all();
         // Whether there is something to gain depends on kernel and disk.
@@ -36,7 +41,7 @@ impl Frozen {
         let _ = sys::checkpoint(&root);
         let mut held = self.locked();
         if held.is_some() {
-            return Err(io::Error::other("it is frozen already"));
+            return Err(io::Error::other(ALREADY));
         }
         named("freeze", sys::freeze(&root))?;
         *held = Some(number);
