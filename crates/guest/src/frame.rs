@@ -10,6 +10,7 @@
 //! | [`READY`] | the guest | none: it has its files, and takes commands from here on |
 //! | [`FAILED`] | the guest | why it cannot go on; it ends |
 //! | [`COMMAND`] | the host | a program and its arguments, with a NUL between two |
+//! | [`CONSOLE`] | the host | `ROWS COLUMNS TERM`: instead of a command, a shell for whoever is at the console; once it is there, comes [`TAKEN`] |
 //! | [`INPUT`] | the host | what the command reads; empty: no more. One at a time, before the next comes [`TAKEN`] |
 //! | [`TAKEN`] | the guest | none: the command has read it, or wants no more |
 //! | [`OUT`], [`ERR`] | the guest | what the command wrote |
@@ -32,6 +33,8 @@ pub const READY: u8 = b'r';
 pub const FAILED: u8 = b'!';
 /// See the table.
 pub const COMMAND: u8 = b'c';
+/// See the table.
+pub const CONSOLE: u8 = b'k';
 /// See the table.
 pub const INPUT: u8 = b'i';
 /// See the table.

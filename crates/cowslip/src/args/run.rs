@@ -12,7 +12,7 @@ use super::{DeviceOptions, Size, image_name, snapshot_name};
 /// At the end of its help.
 pub(super) const RUN: &str = "The kernel is --kernel, or the newest below /boot of the image; its modules for the disk are those of --modules, or of the image, or of this machine. \
     COMMAND runs as root, with this command's streams; its exit code is the one of cowslip. Where cowslip itself fails that is 125; 124: --timeout; 126, 127: it cannot be run; 128+N: signal N ended it. \
-    SIGTERM and Ctrl-C turn the guest off. `cowslip snapshot SESSION_DIR NAME` works meanwhile, with the guest's file system frozen for it.";
+    Without COMMAND the terminal is the guest's: a shell, which ends with the guest; Ctrl-] turns it off, twice kills it. SIGTERM and Ctrl-C turn the guest off. `cowslip snapshot SESSION_DIR NAME` works meanwhile, with the guest's file system frozen for it.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -51,8 +51,8 @@ pub(crate) struct Run {
     /// One argument more for QEMU
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     pub(crate) qemu_arg: Vec<OsString>,
-    /// Run this in the guest, and turn it off; with --json, its standard output goes to standard error
-    #[arg(last = true, value_name = "COMMAND", required = true)]
+    /// Run this in the guest, and turn it off [default: a shell on its console]; with --json, its standard output goes to standard error
+    #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -58,6 +58,10 @@ pub(super) fn run(context: &Context, args: &Run) -> Result<ExitCode, Failure> {
 }
 
 fn run_in_it(context: &Context, args: &Run) -> Result<ExitCode, Failure> {
+    if context.global.json && args.command.is_empty() {
+        let message = "--json wants a COMMAND: a shell on the console says what it likes";
+        return Err(Failure::usage(message));
+    }
     let signals = signals()?;
     // Before a session is begun.
     find_programs()?;
@@ -168,6 +172,7 @@ fn order(
         memory_mib,
         cpus: args.cpus,
         read_only: args.device.read_only,
+        shows_console: args.command.is_empty(),
         more: args.qemu_arg.clone(),
     };
     let order = Order {
@@ -263,7 +268,7 @@ fn tell_of(context: &Context, ran: &Ran<'_>) -> Result<(), Failure> {
 
 /// The command's exit code, or what went wrong around it.
 fn judge(lived: &Lived, booted: &Booted, args: &Run) -> Result<ExitCode, Failure> {
-    let words = || match booted.last_words() {
+    let words = || match booted.last_words(args.command.is_empty()) {
         words if words.is_empty() => String::new(),
         words => format!("; the last that was heard:\n{words}"),
     };

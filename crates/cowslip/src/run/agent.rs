@@ -112,6 +112,11 @@ impl Agent {
         self.send(frame::COMMAND, &words.join(&0))
     }
 
+    /// Starts a shell on the console, whose terminal is like that; its end is an event.
+    pub(crate) fn console(&self, terminal: &str) -> io::Result<()> {
+        self.send(frame::CONSOLE, terminal.as_bytes())
+    }
+
     /// Hands our standard input to the command, until either has no more to say.
     pub(crate) fn hand_in(&self, is_taken: &Receiver<()>) {
         let mut part = vec![0; INPUT_BYTES];

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::accel::Choice;
 use super::agent::Agent;
+use super::console::Console;
 use super::life::{Action, Event, Life, Outcome, Phase};
 use super::monitor::Monitor;
 use super::qemu::{Machine, Qemu};
@@ -27,6 +29,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) struct Order {
     pub(crate) machine: Machine,
     pub(crate) choices: Vec<Choice>,
+    /// Without one there is a shell on its console.
     pub(crate) command: Vec<OsString>,
     pub(crate) timeout: Option<Duration>,
     /// What the command writes to its standard output goes to standard error.
@@ -39,6 +42,9 @@ pub(crate) struct Booted {
     /// Who runs its instructions.
     pub(crate) accel: Choice,
     is_taken: Option<Receiver<()>>,
+    /// What is typed is written there.
+    line: Option<UnixStream>,
+    tell: Sender<Event>,
     begun: Instant,
 }
 
@@ -144,6 +150,8 @@ pub(crate) fn boot(
                 ..choice.clone()
             },
             is_taken: Some(is_taken),
+            line: Some(wires.console),
+            tell: tell.clone(),
             begun,
         });
     }
@@ -173,6 +181,8 @@ impl Booted {
     pub(crate) fn live(&mut self, order: &Order, events: &Receiver<Event>) -> Lived {
         let mut life = Life::new();
         let mut boot = None;
+        // The terminal is its, until then.
+        let mut console = None;
         // What the phase is, since when.
         let mut since = (life.phase, self.begun);
         let limit = order.timeout.map(|timeout| self.begun + timeout);
@@ -188,7 +198,7 @@ impl Booted {
                 Action::Nothing => {}
                 Action::Start => {
                     boot = Some(self.begun.elapsed());
-                    self.start(&order.command);
+                    console = self.start(&order.command);
                 }
                 Action::End => self.guest.end(),
                 Action::Kill => self.guest.qemu.kill(),
@@ -199,6 +209,7 @@ impl Booted {
             }
         }
         self.guest.is_over.store(true, Ordering::Release);
+        drop(console);
         let unsaid = || Err("the guest did not say that all is written back".to_owned());
         Lived {
             outcome: life.outcome.unwrap_or(Outcome::Gone),
@@ -208,9 +219,19 @@ impl Booted {
         }
     }
 
-    fn start(&mut self, command: &[OsString]) {
+    fn start(&mut self, command: &[OsString]) -> Option<Console> {
         let guest = &self.guest;
         guest.is_ready.store(true, Ordering::Release);
+        if command.is_empty() {
+            let console = Console::take();
+            let is_told = guest.agent.console(&console.describe()).is_ok();
+            if let (true, Some(is_read), Some(line)) =
+                (is_told, self.is_taken.take(), self.line.take())
+            {
+                console.hand_in(is_read, line, self.tell.clone());
+            }
+            return Some(console);
+        }
         // Where it cannot be told it is gone, which is an event of its own.
         if guest.agent.command(command).is_ok()
             && let Some(is_taken) = self.is_taken.take()
@@ -218,11 +239,15 @@ impl Booted {
             let guest = Arc::clone(guest);
             thread::spawn(move || guest.agent.hand_in(&is_taken));
         }
+        None
     }
 
-    /// What QEMU and the console said last.
-    pub(crate) fn last_words(&self) -> String {
-        let console = self.guest.qemu.console();
+    /// What QEMU said last, and the console, if that was not seen.
+    pub(crate) fn last_words(&self, was_seen: bool) -> String {
+        let console = match was_seen {
+            true => String::new(),
+            false => self.guest.qemu.console(),
+        };
         let parts = [self.guest.qemu.complaints(), console];
         let parts = parts.into_iter().filter(|part| !part.is_empty());
         parts.collect::<Vec<_>>().join("\n")

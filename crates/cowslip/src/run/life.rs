@@ -5,8 +5,8 @@
 //! | booting | it is ready | the command is started |
 //! | | it takes too long, a signal | it is told to end |
 //! | | it says that it failed | it ends by itself |
-//! | working | the command ended, too long, a signal | it is told to end |
-//! | ending | it takes too long, a signal | it is killed |
+//! | working | the command ended, whoever is at its console leaves, too long, a signal | it is told to end |
+//! | ending | it takes too long, a signal, whoever is at its console leaves once more | it is killed |
 //! | killed | it takes too long: the kernel does not let go of it | nothing: it is over |
 //! | any | QEMU has ended | nothing: it is over |
 //!
@@ -27,6 +27,8 @@ pub(crate) enum Event {
     Ended(String),
     /// Somebody wants it to end.
     Signal,
+    /// Who was at its console has done with it.
+    Left,
     /// Nothing happened for as long as this phase may take.
     Late,
     /// QEMU is gone.
@@ -102,7 +104,8 @@ impl Life {
             (Phase::Working, Event::Exited(status)) => {
                 return self.ends_as(Outcome::Exited(status), Action::End);
             }
-            (Phase::Ending, Event::Signal | Event::Late) => {
+            (Phase::Working, Event::Left) => return self.ends_as(Outcome::Exited(0), Action::End),
+            (Phase::Ending, Event::Signal | Event::Late | Event::Left) => {
                 self.phase = Phase::Killed;
                 return Action::Kill;
             }
@@ -111,7 +114,7 @@ impl Life {
             (_, Event::Signal) => return self.ends_as(Outcome::Interrupted, Action::End),
             (_, Event::Late) => return self.ends_as(Outcome::Late, Action::End),
             // Too late to matter.
-            (_, Event::Hello | Event::Ready | Event::Exited(_)) => {}
+            (_, Event::Hello | Event::Ready | Event::Exited(_) | Event::Left) => {}
         }
         Action::Nothing
     }
@@ -169,6 +172,12 @@ mod tests {
         let (actions, life) = lived(&[Event::Failed("no disk".into()), Event::Gone]);
         assert_eq!(actions, [Action::Nothing, Action::Over]);
         assert_eq!(life.outcome, Some(Outcome::Failed("no disk".into())));
+        let (actions, life) = lived(&[Event::Ready, Event::Left, Event::Left, Event::Gone]);
+        let wanted = [Action::Start, Action::End, Action::Kill, Action::Over];
+        assert_eq!(
+            (&actions[..], life.outcome),
+            (&wanted[..], Some(Outcome::Exited(0)))
+        );
         let (_, life) = lived(&[Event::Ready, Event::Gone]);
         assert_eq!(life.outcome, Some(Outcome::Gone));
         let (_, life) = lived(&[Event::Ready, Event::Signal, Event::Ended("busy".into())]);

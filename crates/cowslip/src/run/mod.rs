@@ -5,6 +5,7 @@
 //! qemu.rs     the program, what it is told, its end
 //! agent.rs    the first process in the guest (crates/guest), over a virtio port
 //! monitor.rs  QEMU itself (QMP)
+//! console.rs  its serial line, for a person
 //! life.rs     what happens to a guest, and what is done then: pure
 //! guest.rs    all of them together, from the boot to the end
 //! ```
@@ -14,6 +15,7 @@
 
 mod accel;
 mod agent;
+mod console;
 mod guest;
 mod kernel;
 mod life;

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u64,
     pub(crate) cpus: u8,
     pub(crate) read_only: bool,
+    /// What is said on its console goes to standard output.
+    pub(crate) shows_console: bool,
     pub(crate) more: Vec<OsString>,
 }
 
@@ -46,6 +48,8 @@ pub(crate) struct Wires {
     pub(crate) disk: UnixStream,
     pub(crate) agent: UnixStream,
     pub(crate) monitor: UnixStream,
+    /// What is written here is typed at the console; what is said there has its reader.
+    pub(crate) console: UnixStream,
 }
 
 /// See the module. It ends with this.
@@ -76,7 +80,8 @@ impl Qemu {
         tell: &Sender<Event>,
     ) -> Result<(Self, Wires), Failure> {
         let failed = |e: io::Error| Failure::failed(format!("starting {QEMU}: {e}"));
-        let (mut command, wires, console) = command(machine, is_kvm).map_err(failed)?;
+        let (mut command, wires) = command(machine, is_kvm).map_err(failed)?;
+        let console = wires.console.try_clone().map_err(failed)?;
         let mut child = command.spawn().map_err(failed)?;
         // QEMU has its ends now; that they close is how we hear of its end.
         drop(command);
@@ -89,12 +94,13 @@ impl Qemu {
             console: Tail::default(),
         };
         let tail = qemu.console.clone();
-        thread::spawn(move || tail.follow(console));
+        let shows = machine.shows_console;
+        thread::spawn(move || tail.follow(console, shows));
         let tail = qemu.complaints.clone();
         let tell = tell.clone();
         thread::spawn(move || {
             if let Some(said) = said {
-                tail.follow(said);
+                tail.follow(said, false);
             }
             let _ = child.wait();
             let _ = tell.send(Event::Gone);
@@ -136,9 +142,14 @@ struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     /// To its end.
-    fn follow(&self, mut from: impl Read) {
+    fn follow(&self, mut from: impl Read, shows: bool) {
         let mut part = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut part) {
+            if shows {
+                let mut out = io::stdout();
+                // Where nobody reads it, it is kept all the same.
+                let _ = out.write_all(&part[..length]).and_then(|()| out.flush());
+            }
             let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             tail.extend(&part[..length]);
             let too_much = tail.len().saturating_sub(TAIL_BYTES);
@@ -157,8 +168,8 @@ impl Tail {
     }
 }
 
-/// What QEMU is told, our ends of its wires, and its console. QEMU's own ends live as long as the command.
-fn command(machine: &Machine, is_kvm: bool) -> io::Result<(Handing, Wires, UnixStream)> {
+/// What QEMU is told, and our ends of its wires. QEMU's own ends live as long as the command.
+fn command(machine: &Machine, is_kvm: bool) -> io::Result<(Handing, Wires)> {
     let mut command = Handing::new();
     command.words([
         "-nodefaults",
@@ -234,8 +245,9 @@ fn command(machine: &Machine, is_kvm: bool) -> io::Result<(Handing, Wires, UnixS
         disk,
         agent,
         monitor,
+        console,
     };
-    Ok((command, wires, console))
+    Ok((command, wires))
 }
 
 /// A command, and the descriptors that it inherits.

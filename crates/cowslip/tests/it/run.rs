@@ -10,7 +10,7 @@ use cowslip_machine::Kernel;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::full::Tmpfs;
-use crate::rig::{Rig, said, until_by};
+use crate::rig::{COWSLIP, Rig, said, until_by};
 use crate::tools::{have, run, tool};
 
 /// An emulated processor, on a machine that is busy with other things.
@@ -379,6 +379,65 @@ fn a_guest_that_is_killed_leaves_nothing_behind_but_its_session() {
     std::fs::remove_file(rig.store().join("tmp/filler")).unwrap();
     let taken = rig.json("snapshot s later");
     assert!(taken["dirty_blocks"].as_u64().unwrap() > 240, "{taken}");
+}
+
+/// script(1) gives it a terminal.
+#[test]
+fn a_shell_on_its_console_has_the_terminal_until_it_ends() {
+    let test = "a_shell_on_its_console_has_the_terminal_until_it_ends";
+    let Some(kernel) = kernel(test) else {
+        return;
+    };
+    if !have(test, &["script", "stty"]) {
+        return;
+    }
+    let rig = Rig::new();
+    tree(&rig, None);
+    rig.ok("build tree base --size 64M --quiet");
+    let inside = format!(
+        "stty rows 33 cols 77; before=$(stty -g); {} --store {} run base --quiet --accel tcg --session {} --kernel {} --modules {}; \
+         code=$?; [ \"$before\" = \"$(stty -g)\" ] && echo as before; exit $code",
+        COWSLIP,
+        rig.store().display(),
+        rig.path("s").display(),
+        kernel.program().display(),
+        kernel.modules().display()
+    );
+    let mut typing = Command::new(tool("script").unwrap());
+    let mut typing = typing
+        .args(["-qec", &inside, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keys = typing.stdin.take().unwrap();
+    let mut seen = BufReader::new(typing.stdout.take().unwrap()).split(b'\n');
+    let mut sees = |wanted: &str| {
+        let line = seen.by_ref().map(|line| line.unwrap()).find(|line| {
+            let line = String::from_utf8_lossy(line);
+            line.trim_end().ends_with(wanted)
+        });
+        assert!(line.is_some(), "{wanted}");
+    };
+    // As soon as there is a shell: nothing that was typed before is lost. Ctrl-C is for what runs there.
+    writeln!(
+        keys,
+        "stty size; echo $((6 * 7)) > /data/typed; sh -c 'tty; exec sleep 1000'"
+    )
+    .unwrap();
+    sees("33 77");
+    sees("/dev/ttyS0");
+    keys.write_all(&[3]).unwrap();
+    writeln!(keys, "echo in$?errupted; exit 7").unwrap();
+    sees("in130errupted");
+    sees("as before");
+    let status = until_by(Instant::now() + LONG, "the shell's end", || {
+        typing.try_wait().unwrap()
+    });
+    assert_eq!(status.code(), Some(7));
+    // It is as after any other end.
+    rig.ok("snapshot s after");
+    is_clean(&rig, "after");
 }
 
 #[test]

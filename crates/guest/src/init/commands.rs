@@ -4,8 +4,10 @@
 //! each of its streams.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -31,6 +33,9 @@ pub(crate) fn serve(port: &'static Port, home: &'static str) -> io::Result<()> {
                 input = Some(say);
                 // Where the host cannot be told how it ended, it has gone; which is seen here.
                 thread::spawn(move || run(&payload, hear, port, home));
+            }
+            frame::CONSOLE => {
+                thread::spawn(move || shell(&payload, port, home));
             }
             frame::INPUT if payload.is_empty() => input = None,
             frame::INPUT => {
@@ -111,8 +116,53 @@ fn run(words: &[u8], input: Receiver<Vec<u8>>, port: &'static Port, home: &str) 
     port.send(frame::EXIT, status.to_string().as_bytes())
 }
 
-fn wait(mut child: Child, input: Receiver<Vec<u8>>, port: &'static Port) -> io::Result<i32> {
+/// A shell on the console, for a person; the payload says what that has before it.
+fn shell(terminal: &[u8], port: &Port, home: &str) -> io::Result<()> {
+    let terminal = String::from_utf8_lossy(terminal);
+    let mut words = terminal.split(' ');
+    let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+    let (rows, columns) = (number(), number());
+    let active = std::fs::read_to_string("/sys/class/tty/console/active")?;
+    let name = active.split_whitespace().last().unwrap_or("ttyS0");
+    let console = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/dev/{name}"))?;
+    sys::set_window(&console, rows, columns)?;
+    let mut shells = ["/bin/bash", "/bin/sh"].into_iter();
+    let shell = shells
+        .find(|path| Path::new(path).exists())
+        .unwrap_or("/bin/sh");
+    let mut command = Command::new(shell);
+    command
+        .env_clear()
+        .envs([("PATH", PATH), ("HOME", home), ("LC_ALL", "C.UTF-8")])
+        .env("TERM", words.next().unwrap_or("linux"))
+        .stdin(console.try_clone()?)
+        .stdout(console.try_clone()?)
+        .stderr(console);
+    let status = match sys::spawn_in_session(&mut command) {
+        Ok(child) => {
+            port.send(frame::TAKEN, &[])?;
+            until_end(&child)?
+        }
+        Err(error) => return port.send(frame::FAILED, format!("{shell}: {error}").as_bytes()),
+    };
+    port.send(frame::EXIT, status.to_string().as_bytes())
+}
+
+/// Reaps all that ends, until this one does.
+fn until_end(child: &Child) -> io::Result<i32> {
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    loop {
+        let (ended, status) = sys::wait_for_any()?;
+        if ended == pid {
+            return Ok(status);
+        }
+    }
+}
+
+fn wait(mut child: Child, input: Receiver<Vec<u8>>, port: &'static Port) -> io::Result<i32> {
     let (into, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     if let Some(into) = into {
         // It is waited for by nobody: the host may never say that there is no more.
@@ -121,12 +171,7 @@ fn wait(mut child: Child, input: Receiver<Vec<u8>>, port: &'static Port) -> io::
     thread::scope(|scope| {
         let out = scope.spawn(|| out.map_or(Ok(()), |out| pass_on(out, frame::OUT, port)));
         let err = scope.spawn(|| err.map_or(Ok(()), |err| pass_on(err, frame::ERR, port)));
-        let status = loop {
-            let (ended, status) = sys::wait_for_any()?;
-            if ended == pid {
-                break status;
-            }
-        };
+        let status = until_end(&child)?;
         for stream in [out, err] {
             stream.join().map_err(|_| io::Error::other("a stream"))??;
         }

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
 use std::ptr::{from_mut, null, null_mut};
 
 pub(crate) const MS_RDONLY: c_ulong = 1;
@@ -25,6 +27,9 @@ const EXT4_IOC_CHECKPOINT: c_ulong = 0x4004_662b;
 const CHECKPOINT_DISCARD: u32 = 1;
 const SIOCSIFFLAGS: c_ulong = 0x8914;
 const IFF_UP: u16 = 1;
+// asm-generic/ioctls.h.
+const TIOCSCTTY: c_ulong = 0x540e;
+const TIOCSWINSZ: c_ulong = 0x5414;
 const MODULE_INIT_COMPRESSED_FILE: c_uint = 4;
 const RB_POWER_OFF: c_int = 0x4321_fedc;
 #[cfg(target_arch = "x86_64")]
@@ -43,6 +48,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    fn setsid() -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn sync();
@@ -146,6 +152,25 @@ pub(crate) fn freeze(root: &File) -> io::Result<()> {
 pub(crate) fn thaw(root: &File) -> io::Result<()> {
     // SAFETY: FITHAW ignores its argument.
     done(unsafe { ioctl(root.as_raw_fd(), FITHAW, 0) })
+}
+
+/// How large the terminal is, which a serial line does not say. None is 0.
+pub(crate) fn set_window(terminal: &File, rows: u16, columns: u16) -> io::Result<()> {
+    // `struct winsize`.
+    let mut size = [rows, columns, 0, 0];
+    // SAFETY: TIOCSWINSZ reads four u16, which outlive the call.
+    done(unsafe { ioctl(terminal.as_raw_fd(), TIOCSWINSZ, from_mut(&mut size)) })
+}
+
+/// Starts it in a session of its own, with its standard input as the terminal: Ctrl-C is for it, and for what it starts.
+pub(crate) fn spawn_in_session(command: &mut Command) -> io::Result<Child> {
+    let own = || {
+        // SAFETY: neither takes a pointer; both are fit for the time between fork and exec.
+        done(unsafe { setsid() }).and_then(|()| done(unsafe { ioctl(0, TIOCSCTTY, 0) }))
+    };
+    // SAFETY: it calls those two, and allocates nothing.
+    unsafe { command.pre_exec(own) };
+    command.spawn()
 }
 
 /// 127.0.0.1 answers.
