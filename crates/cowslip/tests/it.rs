@@ -15,6 +15,8 @@ mod build;
 mod bytes;
 #[path = "it/clients.rs"]
 mod clients;
+#[path = "it/cloud_hypervisor.rs"]
+mod cloud_hypervisor;
 #[path = "it/compact.rs"]
 mod compact;
 #[path = "it/contract.rs"]
@@ -75,6 +77,8 @@ mod memory_serve;
 mod memory_snapshot;
 #[path = "it/mixed.rs"]
 mod mixed;
+#[path = "it/nested.rs"]
+mod nested;
 #[path = "it/qemu.rs"]
 mod qemu;
 #[path = "it/quiesce.rs"]

@@ -2,8 +2,11 @@
 //!
 //! The guest (`disk_guest.rs`) compares its disk with its memory all the time: those of two moments are damage to it.
 
+use cowslip_machine::Kernel;
+
 use super::disk_guest;
-use super::firecracker::{self, LONG, World};
+use super::firecracker::{self, firecracker};
+use super::nested::{LONG, World};
 use super::recipe::blocks;
 use super::rig::Rig;
 
@@ -30,8 +33,12 @@ fn is_sound(world: &mut World, guest: &str) {
 #[test]
 fn firecracker_goes_on_with_its_disk_as_the_recipe_says() {
     let test = "firecracker_goes_on_with_its_disk_as_the_recipe_says";
+    let Some(firecracker) = firecracker(test) else {
+        return;
+    };
     let rig = Rig::new();
-    let Some(mut world) = World::new(test, &rig, |kernel| disk_guest::files(&rig, kernel)) else {
+    let files = |kernel: &Kernel| disk_guest::files(&rig, kernel);
+    let Some(mut world) = World::new(test, &rig, &[("firecracker", firecracker)], files) else {
         return;
     };
     let [

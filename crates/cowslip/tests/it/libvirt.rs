@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use cowslip_machine::have;
+use serde_json::Value;
 
 use super::bytes::{MIB, noise};
 use super::disk_guest;
@@ -139,7 +140,7 @@ fn a_domain_of_libvirt_is_snapshotted_and_forked_as_the_recipe_says() {
     let first = world.ticks_after("vm1", 2);
     world.sh(suspended);
     let zeroed = world.sh("cowslip diff template suspended --json");
-    let zeroed: serde_json::Value = serde_json::from_str(&zeroed).unwrap();
+    let zeroed: Value = serde_json::from_str(&zeroed).unwrap();
     // What the guest deleted, it trimmed.
     assert!(
         zeroed["zeroed_blocks"].as_u64().unwrap() >= 1000,
