@@ -10,10 +10,10 @@
 //! |---|---|---|
 //! | DISC | the device is disconnected: with its last user, or by whoever says `nbd-client -d` | nothing: that socket has ended |
 //! | a stream that ends, and the device is not ours any more | the same | nothing |
-//! | a stream that ends, and it is | the kernel gave it up: a request took longer than [`REQUEST_WITHIN`] | once all of it is answered, the kernel gets another in its place, and sends again what was not answered in time |
+//! | a stream that ends, and it is | the kernel gave it up: a request took longer than [`REQUEST_WITHIN`] | once all of it is answered, the kernel gets another in its place, and sends again what was not answered in time; a want of files or of memory is waited for |
 //!
-//! When the last has ended, the kernel has let go. A request that took too long on one of several sockets is sent again over another at once, while the first is
-//! still at it: what was written to the same place in between may be overwritten by the first. With one socket it waits until that has ended. So one is the default.
+//! When the last has ended, the kernel has let go. A request that took too long is sent again: over another socket at once, where there are several, and it is the fence that holds
+//! it back until the first is done with (`fence.rs`); over the one that takes its place, where there is one.
 //!
 //! When this process dies the kernel keeps the device, for the time that it was given ([`Options::dead_timeout`]): whoever has
 //! its label gives it new sockets (`Start::Resume`), and what waited goes on at once, what had been sent within [`REQUEST_WITHIN`] of that.
@@ -34,9 +34,10 @@ use rustix::process::configure_io_flusher_behavior;
 use crate::disk::Say;
 use crate::ended::Ended;
 use crate::error::AttachError;
+use crate::fence::Fence;
 use crate::loops::SECTOR_BYTES;
 use crate::nbds;
-use crate::netlink::{Change, Connect};
+use crate::netlink::{Change, Connect, Netlink};
 
 /// The kernel's patience with one request. It is also how long a request that a killed server had received waits before it
 /// is sent to the next one.
@@ -71,6 +72,10 @@ pub(crate) struct Client {
 
 struct Shared {
     server: Server,
+    device: Arc<dyn Device>,
+    /// Of a device of several sockets.
+    fence: Option<Arc<Fence>>,
+    say: Say,
     label: String,
     /// Once it is connected.
     index: OnceLock<u32>,
@@ -79,6 +84,9 @@ struct Shared {
     left: AtomicUsize,
     ended: Ended,
 }
+
+/// A socket that has not ended; dropped when it has, however that came.
+struct Counted(Arc<Shared>);
 
 impl Client {
     /// `on_end` is told when the kernel has let go.
@@ -91,58 +99,41 @@ impl Client {
         on_end: impl FnOnce() + Send + 'static,
     ) -> Result<Self, AttachError> {
         let netlink = nbds::netlink()?;
-        let size_bytes = device.geometry().size_bytes;
         let export = Export {
             name: String::new(),
             description: String::new(),
-            device,
+            device: Arc::clone(&device),
         };
         let failed = || AttachError::io("serving the kernel's NBD client");
-        let server = Server::new(export, Box::new(move |line| say(line))).map_err(failed())?;
+        let report = Arc::clone(&say);
+        let server = Server::new(export, Box::new(move |line| report(line))).map_err(failed())?;
         let connections = match start {
             Start::New => options.connections,
             Start::Resume { connections, .. } => *connections,
         };
-        let shared = Arc::new(Shared {
-            server,
-            label,
-            index: OnceLock::new(),
-            stopping: AtomicBool::new(false),
-            left: AtomicUsize::new(connections),
-            ended: Ended::new(on_end),
-        });
-        let sockets: io::Result<Vec<_>> = (0..connections).map(|_| shared.open()).collect();
-        let sockets = sockets.map_err(failed())?;
-        let index = match start {
-            Start::New => {
-                let wanted = Connect {
-                    // What is left behind the last whole sector cannot be reached.
-                    size_bytes: size_bytes / SECTOR_BYTES * SECTOR_BYTES,
-                    sector_bytes: SECTOR_BYTES,
-                    flags: shared.server.transmission_flags(),
-                    request_within: REQUEST_WITHIN,
-                    dead_timeout: options.dead_timeout,
-                    label: &shared.label,
-                };
-                netlink.connect(&wanted, &sockets)?
-            }
-            Start::Resume { index, .. } => {
-                let change = Change {
-                    dead_timeout: Some(options.dead_timeout),
-                    goes_with_last_user: Some(false),
-                };
-                netlink.reconfigure(*index, &shared.label, &change, &sockets)?;
-                *index
-            }
-        };
-        // A thread that looks for it before sees a device that is not ours.
-        let _ = shared.index.set(index);
-        let device = nbds::path(index);
-        Ok(Self {
-            shared,
-            device,
+        let fence = (connections > 1).then(|| Arc::new(Fence::new(Arc::clone(&device))));
+        // Where it goes wrong from here on, what has been begun ends with this.
+        let mut client = Self {
+            shared: Arc::new(Shared {
+                server,
+                device,
+                fence,
+                say,
+                label,
+                index: OnceLock::new(),
+                stopping: AtomicBool::new(false),
+                left: AtomicUsize::new(connections),
+                ended: Ended::new(on_end),
+            }),
+            device: PathBuf::new(),
             connections,
-        })
+        };
+        let sockets: io::Result<Vec<_>> = (0..connections).map(|_| client.shared.open()).collect();
+        let sockets = sockets.map_err(failed())?;
+        let index = client.shared.tell(&netlink, start, options, &sockets)?;
+        let _ = client.shared.index.set(index);
+        client.device = nbds::path(index);
+        Ok(client)
     }
 
     pub(crate) fn device(&self) -> PathBuf {
@@ -189,26 +180,63 @@ impl Drop for Client {
     }
 }
 
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.ended.tell();
+        }
+    }
+}
+
 impl Shared {
+    /// Gives the kernel its sockets; the number of its device.
+    fn tell(
+        &self,
+        netlink: &Netlink,
+        start: &Start,
+        options: Options,
+        sockets: &[OwnedFd],
+    ) -> Result<u32, AttachError> {
+        match start {
+            Start::New => netlink.connect(
+                &Connect {
+                    // What is left behind the last whole sector cannot be reached.
+                    size_bytes: self.device.geometry().size_bytes / SECTOR_BYTES * SECTOR_BYTES,
+                    sector_bytes: SECTOR_BYTES,
+                    flags: self.server.transmission_flags(),
+                    request_within: REQUEST_WITHIN,
+                    dead_timeout: options.dead_timeout,
+                    label: &self.label,
+                },
+                sockets,
+            ),
+            Start::Resume { index, .. } => {
+                let change = Change {
+                    dead_timeout: Some(options.dead_timeout),
+                    goes_with_last_user: Some(false),
+                };
+                netlink.reconfigure(*index, &self.label, &change, sockets)?;
+                Ok(*index)
+            }
+        }
+    }
+
     /// Opens a pair, and serves our end, by a thread that waits for its end; the kernel's.
     fn open(self: &Arc<Self>) -> io::Result<OwnedFd> {
         let (give, take) = mpsc::channel();
-        let shared = Arc::clone(self);
+        let counted = Counted(Arc::clone(self));
         thread::Builder::new()
             .name("nbd-socket".into())
             .spawn(move || {
                 // Handed down to the thread that serves: see `server.rs`.
                 let _ = configure_io_flusher_behavior(true);
-                match shared.pair() {
+                match counted.0.pair() {
                     Ok((served, kernels)) => {
                         // Whoever asked for it may have given up.
                         let _ = give.send(Ok(kernels));
-                        shared.watch(served);
+                        counted.0.watch(served);
                     }
                     Err(error) => drop(give.send(Err(error))),
-                }
-                if shared.left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                    shared.ended.tell();
                 }
             })?;
         let gone = || io::Error::other("the thread of a socket has ended");
@@ -217,7 +245,12 @@ impl Shared {
 
     fn pair(&self) -> io::Result<(Served, OwnedFd)> {
         let (ours, kernels) = UnixStream::pair()?;
-        let served = self.server.serve_transmission(ours.into())?;
+        let ours = OwnedFd::from(ours);
+        let device: Arc<dyn Device> = match &self.fence {
+            Some(fence) => Arc::new(fence.lane(&ours)?),
+            None => Arc::clone(&self.device),
+        };
+        let served = self.server.serve_transmission(ours, device)?;
         Ok((served, kernels.into()))
     }
 
@@ -229,32 +262,57 @@ impl Shared {
             if served.wait() == Gone::Disconnected {
                 return;
             }
-            pause = if begun.elapsed() > PAUSE_MAX {
-                PAUSE_MIN
-            } else {
-                (2 * pause).min(PAUSE_MAX)
-            };
-            thread::sleep(pause);
-            match self.open_again() {
-                Some(again) => served = again,
+            if begun.elapsed() > PAUSE_MAX {
+                pause = PAUSE_MIN;
+            }
+            match self.another(&mut pause) {
+                Some(another) => served = another,
                 None => return,
             }
         }
     }
 
-    /// Another socket in the place of one that has ended; nothing where the device is not ours any more.
-    fn open_again(&self) -> Option<Served> {
-        if self.stopping.load(Ordering::SeqCst) {
-            return None;
+    /// Another socket in the place of one that has ended, as soon as it can be had; nothing where the device is not ours any more.
+    fn another(&self, pause: &mut Duration) -> Option<Served> {
+        let mut is_said = false;
+        loop {
+            thread::sleep(*pause);
+            *pause = (2 * *pause).min(PAUSE_MAX);
+            match self.open_again() {
+                Ok(again) => return again,
+                Err(error) if !is_said => {
+                    is_said = true;
+                    (self.say)(&format!(
+                        "a socket of the kernel's NBD client has ended, and there is no other yet: {error}"
+                    ));
+                }
+                Err(_) => {}
+            }
         }
-        let index = *self.index.get()?;
-        let netlink = nbds::netlink().ok()?;
-        let (served, kernels) = self.pair().ok()?;
+    }
+
+    /// An error says nothing of the device.
+    fn open_again(&self) -> Result<Option<Served>, AttachError> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        let early = || io::Error::other("it is being connected");
+        let Some(&index) = self.index.get() else {
+            return Err(AttachError::io("an NBD device")(early()));
+        };
+        // The kernel refuses a label that is another's, and lets one pass where the other has none.
+        if !nbds::is_labelled(index, &self.label)? {
+            return Ok(None);
+        }
+        let Some(netlink) = Netlink::open()? else {
+            return Ok(None);
+        };
+        let opened = self.pair();
+        let (served, kernels) = opened.map_err(AttachError::io("opening a socket"))?;
         let change = Change::default();
-        // Refused by the kernel where the label is another's, or the device disconnected.
-        netlink
-            .reconfigure(index, &self.label, &change, &[kernels])
-            .ok()?;
-        Some(served)
+        match netlink.reconfigure(index, &self.label, &change, &[kernels]) {
+            Err(error) if error.is_refusal() => Ok(None),
+            other => other.map(|()| Some(served)),
+        }
     }
 }

@@ -40,6 +40,11 @@ pub enum AttachError {
 }
 
 impl AttachError {
+    /// Did the kernel refuse it as what makes no sense, as it does for a device that is not there any more? All else may pass.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput)
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         |source| Self::Io {
             what: what.into(),

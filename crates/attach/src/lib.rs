@@ -5,7 +5,7 @@
 //! fuse:  ext4, xfs, ... -> /dev/loopN -> the file (FUSE, direct I/O)        -> `disk`      -> Device
 //! ```
 //!
-//! Read in this order: [`way`] (which of them a machine has); `netlink`, `nbds`, [`client`]; `disk` (what the kernel's FUSE requests mean),
+//! Read in this order: [`way`] (which of them a machine has); `netlink`, `nbds`, [`client`], `fence`; `disk` (what the kernel's FUSE requests mean),
 //! `server` (the threads that answer them), [`loops`]; `devices`, [`mounts`], `tool`, [`place`] (what proves that something is ours),
 //! [`attached`] (all of it together, and its end), [`stale`], [`waiting`].
 //!
@@ -23,6 +23,7 @@ mod devices;
 mod disk;
 mod ended;
 mod error;
+mod fence;
 pub mod loops;
 pub mod mounts;
 mod nbds;

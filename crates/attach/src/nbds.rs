@@ -10,6 +10,7 @@
 //! that is mounted and whose server is dead: whoever mounted it holds its number.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,8 +45,21 @@ pub(crate) fn index(device: &Path) -> Option<u32> {
 
 /// What a device is called by whoever connected it; nothing where nobody has.
 pub(crate) fn label(name: &Path) -> Option<String> {
-    let text = fs::read_to_string(Path::new("/sys/block").join(name).join("backend")).ok()?;
-    Some(text.trim_end_matches('\n').to_owned()).filter(|label| !label.is_empty())
+    read_label(name).ok().filter(|label| !label.is_empty())
+}
+
+/// Is it called so?
+pub(crate) fn is_labelled(index: u32, label: &str) -> Result<bool, AttachError> {
+    let name = format!("nbd{index}");
+    match read_label(name.as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => Ok(other.map_err(AttachError::io(name))? == label),
+    }
+}
+
+fn read_label(name: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(Path::new("/sys/block").join(name).join("backend"))?;
+    Ok(text.trim_end_matches('\n').to_owned())
 }
 
 /// From now on the device goes when its last user does.

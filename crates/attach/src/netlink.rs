@@ -8,21 +8,25 @@
 //!
 //! The label ("backend identifier") is from Linux 5.14 on; a kernel without it is as one without NBD. None of these waits for
 //! requests to be answered, but for DISCONNECT: whoever serves the device must not send that (see the crate's rule).
+//!
+//! One socket, asked by one thread: neli's router would start another, and panic where there is none to be had, as in the server of a
+//! device on a machine that is short of everything.
 
+use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use neli::consts::genl::{CtrlAttr, CtrlCmd};
-use neli::consts::nl::{GenlId, NlmF};
+use neli::consts::nl::{GenlId, NlType, NlmF};
 use neli::consts::socket::NlFamily;
-use neli::err::RouterError;
+use neli::err::SocketError;
 use neli::genl::{AttrTypeBuilder, Genlmsghdr, GenlmsghdrBuilder, Nlattr, NlattrBuilder};
-use neli::nl::NlPayload;
-use neli::router::synchronous::NlRouter;
+use neli::nl::{NlPayload, NlmsghdrBuilder};
+use neli::socket::synchronous::NlSocketHandle;
 use neli::types::{Buffer, GenlBuffer};
 use neli::utils::Groups;
-use neli::{Size, ToBytes};
+use neli::{FromBytesWithInput, Size, ToBytes};
 use rustix::io::Errno;
 
 use crate::error::AttachError;
@@ -59,7 +63,7 @@ type Message = Genlmsghdr<u8, u16>;
 
 /// See the module.
 pub(crate) struct Netlink {
-    router: NlRouter,
+    socket: NlSocketHandle,
     family: u16,
 }
 
@@ -87,29 +91,24 @@ pub(crate) struct Change {
 impl Netlink {
     /// Nothing where the kernel has no NBD client at present; where it has one without labels, an error.
     pub(crate) fn open() -> Result<Option<Self>, AttachError> {
-        let connected = NlRouter::connect(NlFamily::Generic, None, Groups::empty());
-        let (router, _) = connected.map_err(failed("netlink"))?;
+        let connected = NlSocketHandle::connect(NlFamily::Generic, None, Groups::empty());
+        let socket = connected
+            .map_err(|e| of_socket(&e))
+            .map_err(AttachError::io("netlink"))?;
         let attrs = buffer([attr(CtrlAttr::FamilyName, FAMILY)]);
         let asked = message(CtrlCmd::Getfamily, 2, attrs);
-        let answers = router.send::<_, _, GenlId, Genlmsghdr<CtrlCmd, CtrlAttr>>(
-            GenlId::Ctrl,
-            NlmF::ACK,
-            NlPayload::Payload(asked),
-        );
         let (mut family, mut last_attribute) = (None, 0);
-        for answer in answers.map_err(failed("netlink"))? {
-            let answer = match answer {
-                Err(RouterError::Nlmsgerr(e)) if *e.error() == -Errno::NOENT.raw_os_error() => {
-                    return Ok(None);
-                }
-                other => other.map_err(failed("asking the kernel for NBD"))?,
-            };
-            if let NlPayload::Payload(answer) = answer.nl_payload() {
-                let handle = answer.attrs().get_attr_handle();
-                family = family.or(handle.get_attr_payload_as(CtrlAttr::FamilyId).ok());
-                let last = handle.get_attr_payload_as::<u32>(CtrlAttr::Maxattr);
-                last_attribute = last_attribute.max(last.unwrap_or(0));
+        let answered = ask(&socket, GenlId::Ctrl, asked, |answer| {
+            let handle = answer.attrs().get_attr_handle();
+            family = family.or(handle.get_attr_payload_as(CtrlAttr::FamilyId).ok());
+            let last = handle.get_attr_payload_as::<u32>(CtrlAttr::Maxattr);
+            last_attribute = last_attribute.max(last.unwrap_or(0));
+        });
+        match answered {
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+                return Ok(None);
             }
+            other => other.map_err(AttachError::io("asking the kernel for NBD"))?,
         }
         let Some(family) = family else {
             return Ok(None);
@@ -119,7 +118,7 @@ impl Netlink {
                 "Linux 5.14 or later, whose NBD devices say whose they are",
             ));
         }
-        Ok(Some(Self { router, family }))
+        Ok(Some(Self { socket, family }))
     }
 
     /// Makes a device of these sockets; its number.
@@ -181,35 +180,60 @@ impl Netlink {
 
     /// Sends, waits until it is done; the number of the device, where the answer has one.
     fn tell(&self, command: u8, attrs: Attributes, what: &str) -> Result<Option<u32>, AttachError> {
-        let payload = NlPayload::Payload(message(command, VERSION, attrs));
-        let answers = self
-            .router
-            .send::<_, _, u16, Message>(self.family, NlmF::ACK, payload)
-            .map_err(failed(what))?;
+        let asked: Message = message(command, VERSION, attrs);
         let mut index = None;
-        for answer in answers {
-            let answer = answer.map_err(failed(what))?;
-            if let NlPayload::Payload(answer) = answer.nl_payload() {
-                let handle = answer.attrs().get_attr_handle();
-                index = index.or(handle.get_attr_payload_as(attribute::INDEX).ok());
-            }
-        }
+        ask(&self.socket, self.family, asked, |answer| {
+            let handle = answer.attrs().get_attr_handle();
+            index = index.or(handle.get_attr_payload_as(attribute::INDEX).ok());
+        })
+        .map_err(AttachError::io(what))?;
         Ok(index)
     }
 }
 
-/// What is refused by the kernel has a number; all else is the socket's, or a message that makes no sense.
-fn failed<T, P>(what: impl Into<String>) -> impl FnOnce(RouterError<T, P>) -> AttachError
+/// Asks, and hears every answer until all is done. After an error there may be more to hear: the socket is of no use any more.
+fn ask<T, M>(
+    socket: &NlSocketHandle,
+    family: T,
+    asked: M,
+    mut hear: impl FnMut(&M),
+) -> io::Result<()>
 where
-    RouterError<T, P>: std::fmt::Display,
+    T: NlType + Debug,
+    M: Size + ToBytes + FromBytesWithInput<Input = usize> + Debug,
 {
-    |error| {
-        let source = match &error {
-            RouterError::Nlmsgerr(refused) => io::Error::from_raw_os_error(-*refused.error()),
-            other => io::Error::other(other.to_string()),
-        };
-        AttachError::io(what)(source)
+    let message = NlmsghdrBuilder::default()
+        .nl_type(family)
+        .nl_flags(NlmF::REQUEST | NlmF::ACK)
+        .nl_payload(NlPayload::Payload(asked));
+    socket
+        .send(&message.build().expect(WHOLE))
+        .map_err(|e| of_socket(&e))?;
+    loop {
+        let (answers, _) = socket.recv::<T, M>().map_err(|e| of_socket(&e))?;
+        for answer in answers {
+            match answer.map_err(|e| of_socket(&e))?.nl_payload() {
+                NlPayload::Payload(answer) => hear(answer),
+                NlPayload::Ack(_) => return Ok(()),
+                NlPayload::Err(refused) => {
+                    return Err(io::Error::from_raw_os_error(-*refused.error()));
+                }
+                NlPayload::DumpExtAck(_) | NlPayload::Empty => {}
+            }
+        }
     }
+}
+
+/// What is refused by the system has a number; all else is a message that makes no sense.
+fn of_socket(error: &SocketError) -> io::Error {
+    let number = match error {
+        SocketError::Io(error) => error.raw_os_error(),
+        _ => None,
+    };
+    number.map_or_else(
+        || io::Error::other(error.to_string()),
+        io::Error::from_raw_os_error,
+    )
 }
 
 const WHOLE: &str = "all of it is there, and its content is numbers and text";

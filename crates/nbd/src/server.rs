@@ -114,10 +114,10 @@ pub enum Gone {
 }
 
 /// Where a client begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begin {
     Handshake,
-    Transmission,
+    /// On this device.
+    Transmission(Arc<dyn Device>),
 }
 
 enum End {
@@ -193,12 +193,18 @@ impl Server {
     }
 
     /// Serves one client that is past a handshake, as the kernel's is: with [`Self::transmission_flags`] and without structured replies.
+    /// All but its flushes is done on `device`: the export's, or one that stands before it.
     ///
     /// # Errors
     /// As [`Self::serve_stream`].
-    pub fn serve_transmission(&self, socket: OwnedFd) -> io::Result<Served> {
+    pub fn serve_transmission(
+        &self,
+        socket: OwnedFd,
+        device: Arc<dyn Device>,
+    ) -> io::Result<Served> {
         let (ended, served) = channel();
-        self.shared.serve(socket, Begin::Transmission, ended)?;
+        let begin = Begin::Transmission(device);
+        self.shared.serve(socket, begin, ended)?;
         Ok(Served(served))
     }
 
@@ -350,14 +356,18 @@ impl Shared {
     }
 
     fn transmit(&self, socket: Arc<OwnedFd>, begin: Begin) -> Result<Gone, End> {
+        let mut backend = self.backend.clone();
         let chosen = match begin {
             Begin::Handshake => self.negotiate(&socket).map_err(End::Handshake)?,
-            Begin::Transmission => Some(Negotiated::default()),
+            Begin::Transmission(device) => {
+                backend.device = device;
+                Some(Negotiated::default())
+            }
         };
         let Some(chosen) = chosen else {
             return Ok(Gone::Silently);
         };
-        Connection::new(socket, self.backend.clone(), chosen)
+        Connection::new(socket, backend, chosen)
             .map_err(|error| End::Connection(error.into()))?
             .run()
             .map_err(End::Connection)

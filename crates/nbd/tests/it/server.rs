@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -247,7 +248,8 @@ fn a_client_past_a_handshake_is_served_and_how_it_goes_is_told() {
     assert_eq!(rig.server.transmission_flags(), 0b1101_0110_1101);
     for gone in [Gone::Disconnected, Gone::Silently] {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let served = rig.server.serve_transmission(ours.into()).unwrap();
+        let device = Arc::clone(&rig.ram) as _;
+        let served = rig.server.serve_transmission(ours.into(), device).unwrap();
         // A WRITE with FUA.
         theirs.write_all(&request(1, 1, 7, 4096, 5)).unwrap();
         theirs.write_all(b"bytes").unwrap();
