@@ -92,22 +92,9 @@ impl Attached {
         };
         let attached = match (wanted.way, waits) {
             (_, Some(waiting)) => {
-                waiting.check(Some(geometry.size_bytes), geometry.read_only)?;
-                // Whoever finds it after a crash from here on finds it served by this process.
-                let Waiting {
-                    place,
-                    index,
-                    connections,
-                    device: path,
-                } = waiting;
-                about.device = path;
-                about.connections = Some(connections);
-                place.describe(&about)?;
-                let start = Start::Resume { index, connections };
-                let label = place.label();
-                let client =
-                    Client::start(device, label, &start, wanted.nbd, Arc::clone(&say), on_end)?;
-                Self::over_nbd(place, client, say)
+                let attached = Self::taken_over(device, wanted, waiting, about, say, on_end)?;
+                attached.remark(geometry.size_bytes);
+                return Ok(attached);
             }
             (Way::Nbd, None) => {
                 let place = Place::new(wanted.run_dir)?;
@@ -137,6 +124,30 @@ impl Attached {
         }
         attached.remark(geometry.size_bytes);
         Ok(attached)
+    }
+
+    /// Goes on where a server was killed.
+    fn taken_over(
+        device: Arc<dyn Device>,
+        wanted: &Wanted<'_>,
+        waiting: Waiting,
+        mut about: About,
+        say: Say,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, AttachError> {
+        // Whoever finds it from here on, after an error or a crash, finds it left by this process.
+        about.device.clone_from(&waiting.device);
+        about.connections = Some(waiting.connections);
+        waiting.place.describe(&about)?;
+        let geometry = device.geometry();
+        waiting.check(Some(geometry.size_bytes), geometry.read_only)?;
+        let start = Start::Resume {
+            index: waiting.index,
+            connections: waiting.connections,
+        };
+        let label = waiting.place.label();
+        let client = Client::start(device, label, &start, wanted.nbd, Arc::clone(&say), on_end)?;
+        Ok(Self::over_nbd(waiting.place, client, say))
     }
 
     fn over_nbd(place: Place, client: Client, say: Say) -> Self {

@@ -27,6 +27,8 @@ use crate::devices::Over;
 use crate::error::AttachError;
 
 const ABOUT: &str = "about.json";
+/// What takes its place, whole or not at all.
+const ABOUT_NEXT: &str = "about.next";
 const ABOUT_BYTES_MAX: u64 = 64 << 10;
 
 /// What an attached device is, as its place tells it.
@@ -147,9 +149,10 @@ impl Place {
     /// # Errors
     /// The file system's own.
     pub fn describe(&self, about: &About) -> Result<(), AttachError> {
-        let path = self.path.join(ABOUT);
+        let (path, next) = (self.path.join(ABOUT), self.path.join(ABOUT_NEXT));
         let text = serde_json::to_vec(about).map_err(io::Error::from);
-        text.and_then(|text| fs::write(&path, text))
+        text.and_then(|text| fs::write(&next, text))
+            .and_then(|()| fs::rename(&next, &path))
             .map_err(AttachError::io(path.display().to_string()))
     }
 
@@ -170,6 +173,7 @@ impl Place {
             _ => Ok(()),
         };
         gone(fs::remove_dir(self.mount_point()))
+            .and_then(|()| gone(fs::remove_file(self.path.join(ABOUT_NEXT))))
             .and_then(|()| gone(fs::remove_file(self.path.join(ABOUT))))
             .and_then(|()| gone(fs::remove_dir(&self.path)))
             .map_err(AttachError::io(self.path.display().to_string()))

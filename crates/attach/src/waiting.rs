@@ -5,7 +5,8 @@
 //!
 //! The kernel may have a file system of the device mounted, and holds writes that it will send again: they belong to the session as it
 //! was left. So the device is taken over only if nobody served the session meanwhile: what told its server from others
-//! ([`About`](crate::About)`::served_as`) is what is found there now.
+//! ([`About`](crate::About)`::served_as`) is what is found there now. Who fails to take it over has served nobody: it says that it was there, and leaves the device
+//! to the next one.
 
 use std::fs;
 use std::path::{Path, PathBuf};

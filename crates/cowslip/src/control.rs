@@ -140,6 +140,7 @@ pub(crate) struct Control {
     dir: Arc<RealDir>,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    leaves_socket: bool,
 }
 
 impl Control {
@@ -170,7 +171,13 @@ impl Control {
             dir,
             stopping,
             thread: Some(thread),
+            leaves_socket: false,
         })
+    }
+
+    /// Its end leaves the socket behind, as that of a killed server does: whoever comes next sees who was here last.
+    pub(crate) fn leave_socket(&mut self) {
+        self.leaves_socket = true;
     }
 }
 
@@ -179,7 +186,9 @@ impl Drop for Control {
         self.stopping.store(true, Ordering::Relaxed);
         // Wakes the accept.
         let woken = UnixStream::connect(short_path(&self.dir)).is_ok();
-        drop(self.dir.remove(SOCKET));
+        if !self.leaves_socket {
+            drop(self.dir.remove(SOCKET));
+        }
         if let Some(thread) = self.thread.take().filter(|_| woken) {
             drop(thread.join());
         }

@@ -30,8 +30,7 @@ pub(crate) struct How {
     /// By way of nbd: when the server is gone, let requests wait so long for the next one before they fail
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub(crate) dead_timeout: Duration,
-    /// By way of nbd: so many sockets, whose requests are served at once. With several, a request that takes longer than 30 s is sent again while the first is still at it, and may undo
-    /// what was written in between
+    /// By way of nbd: so many sockets, whose requests are served at once
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) connections: u8,
 }

@@ -112,7 +112,11 @@ impl Live {
                 ended,
             }),
             Err(error) => {
-                target.close(device);
+                if is_taken_over {
+                    target.close_for_the_next(device);
+                } else {
+                    target.close(device);
+                }
                 Err(error.into())
             }
         }
@@ -148,9 +152,12 @@ fn choose(via: Via) -> Result<(Way, String), Failure> {
     match via {
         Via::Fuse => Way::Fuse.check().map(|()| chosen(Way::Fuse)),
         Via::Nbd => {
-            return Way::Nbd.check().map(|()| chosen(Way::Nbd)).map_err(|e| {
-                Failure::new(Kind::Failed, e.to_string()).hint(
-                    "`--via fuse` needs FUSE and loop devices instead; `cowslip serve`, and QEMU or nbdfuse as its client, neither root nor a driver",
+            return Way::Nbd.check().map(|()| chosen(Way::Nbd)).map_err(|lacks| {
+                if Way::Fuse.check().is_err() {
+                    return Failure::from(lacks);
+                }
+                Failure::new(Kind::Failed, lacks.to_string()).hint(
+                    "`--via fuse` needs FUSE and loop devices instead, which are there; `cowslip serve`, and QEMU or nbdfuse as its client, neither root nor a driver",
                 )
             });
         }
@@ -176,17 +183,20 @@ fn waiting(wanted: &Wanted<'_>, way: Way, run: &RunDir) -> Result<Option<Waiting
         return Ok(None);
     };
     let found = Waiting::find(&run.path, &session, served_as(&session).as_deref())?;
-    let left = match (found, way) {
+    let (left, why) = match (found, way) {
         (Found::None, _) => return Ok(None),
         (Found::Waiting(waiting), Way::Nbd) => {
             waiting.check(None, wanted.options.read_only)?;
             return Ok(Some(waiting));
         }
-        (Found::Waiting(waiting), Way::Fuse) => waiting.device().to_owned(),
-        (Found::Outdated(device), _) => device,
+        (Found::Waiting(waiting), Way::Fuse) => (
+            waiting.device().to_owned(),
+            "it could be by way of nbd, and this is by way of fuse",
+        ),
+        (Found::Outdated(device), _) => (device, "others have served the session, or do now"),
     };
     complain(&format!(
-        "{} was this session's, and its server was killed; it is not taken over, since others have served the session, or do now: `cowslip detach --stale` ends it",
+        "{} was this session's, and its server was killed; it is not taken over: {why}. `cowslip detach --stale` ends it",
         left.display()
     ));
     Ok(None)

@@ -78,7 +78,7 @@ enum What {
 
 /// A session, and what works behind it. Dropped in this order.
 struct Live {
-    _control: Control,
+    control: Control,
     _workers: Workers,
     guest: ItsGuest,
     session: Arc<Session>,
@@ -176,7 +176,7 @@ impl Target {
             Arc::clone(&guest),
         );
         let live = Live {
-            _control: control.map_err(failed)?,
+            control: control.map_err(failed)?,
             _workers: workers,
             guest,
             session,
@@ -289,6 +289,15 @@ impl Target {
         if ended.recv_timeout(CLOSE_WITHIN).is_err() {
             complain("the disk takes long to flush; what was written is kept all the same");
         }
+    }
+
+    /// The same for a server that could not take over what its session's last one had left: it is there for the next one, who knows it
+    /// by the control socket.
+    pub(super) fn close_for_the_next(mut self, device: Arc<dyn Device>) {
+        if let What::Session(live) = &mut self.what {
+            live.control.leave_socket();
+        }
+        self.close(device);
     }
 
     fn close_in_time(self, device: &dyn Device) {
