@@ -122,14 +122,26 @@ pub(crate) const TESTS: &[Need] = &[
         "mkfs through FUSE, block devices, ext4 in use",
     ),
     need(
-        "blkid, blkdiscard, blockdev, fallocate, findmnt, fsfreeze, fstrim, nsenter, setpriv, unshare",
+        "blkid, blkdiscard, blockdev, fallocate, findmnt, fsfreeze, fstrim, nsenter, prlimit, setpriv, unshare",
         Some("util-linux"),
         || {
             all(&["blkid", "blkdiscard", "blockdev", "fallocate"])
                 && all(&["findmnt", "fsfreeze", "fstrim"])
-                && all(&["nsenter", "setpriv", "unshare"])
+                && all(&["nsenter", "prlimit", "setpriv", "unshare"])
         },
         "block devices, the lab",
+    ),
+    need(
+        "nbd-client",
+        Some("nbd-client"),
+        || all(&["nbd-client"]),
+        "who else disconnects a kernel's device",
+    ),
+    need(
+        "strace",
+        Some("strace"),
+        || all(&["strace"]),
+        "a server that is slow at one thing",
     ),
     need(
         "systemctl",

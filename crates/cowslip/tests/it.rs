@@ -49,6 +49,8 @@ mod fs_aware;
 mod full;
 #[path = "it/gc.rs"]
 mod gc;
+#[path = "it/growth.rs"]
+mod growth;
 #[path = "it/guest_memory.rs"]
 mod guest_memory;
 #[path = "it/held.rs"]
@@ -99,6 +101,8 @@ mod sparse;
 mod systemd;
 #[path = "it/tools.rs"]
 mod tools;
+#[path = "it/without.rs"]
+mod without;
 
 #[test]
 fn the_guest() {

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::bytes::{BLOCK, MIB, assert_same, noise};
 use crate::devices::{Devices, gone};
-use crate::rig::{PATIENCE, Served, said, until};
-use crate::tools::{run, skip, tool, unmount};
+use crate::rig::{PATIENCE, said, until};
+use crate::tools::{run, tool, unmount};
 
 fn write_synced(path: &Path, bytes: &[u8]) {
     let mut file = File::create(path).unwrap();
@@ -536,34 +536,5 @@ fn a_server_that_is_killed_holds_up_nobody_who_writes() {
     assert!(file.sync_all().is_err());
     drop(file);
     devices.rig.ok("detach --stale");
-    devices.assert_nothing_left();
-}
-
-#[test]
-fn without_the_kernels_nbd_client_it_is_fuse() {
-    let test = "without_the_kernels_nbd_client_it_is_fuse";
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let modules = Path::new("/lib/modules").join(release.trim());
-    if modules.exists() || Path::new("/sys/module/nbd").exists() {
-        return skip(test, "a kernel without modules");
-    }
-    let Some(devices) = Devices::new(test, &[]) else {
-        return;
-    };
-    let rig = &devices.rig;
-    rig.import("base", &noise(1, MIB));
-    let refused = rig.fails(1, "attach base --via nbd --session s");
-    assert!(refused.contains("the kernel's NBD client"), "{refused}");
-    assert!(refused.contains("--via fuse"), "{refused}");
-    assert!(!rig.path("s").exists());
-    let mut command = rig.command(["attach", "base"]);
-    command.stdout(Stdio::null());
-    let served = Served::start(command, rig.path("none"));
-    assert!(
-        served.ready.contains("by way of fuse (not nbd: "),
-        "{}",
-        served.ready
-    );
-    served.end();
     devices.assert_nothing_left();
 }

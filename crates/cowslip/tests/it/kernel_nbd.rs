@@ -3,20 +3,26 @@
 //! One boot, one session: each part goes on from what the one before has left. What is run is the command without its symbols, in the machine's memory: it
 //! is read over and over.
 
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use cowslip_machine::{Access, Machine, Running, have};
+use cowslip_nbd::Client;
+use cowslip_nbd::client::Address;
 use serde_json::Value;
 
-use super::rig::{COWSLIP, Rig, said};
-use crate::bytes::{BLOCK, MIB};
+use super::growth::{self, grown};
+use super::rig::{COWSLIP, Rig, Served, said, until};
+use crate::bytes::{BLOCK, MIB, assert_same};
+use crate::tools;
 
 /// For what takes seconds on a machine that has nothing else to do.
 const LONG: Duration = Duration::from_secs(300);
-/// Attached and detached so often; 100 were run by hand.
-const CYCLES: u32 = 10;
+/// Attached and detached so often before it is measured what that leaves.
+const WARM_UP: i64 = 10;
 
 /// What every part begins with. A server `NAME` writes to NAME.out and NAME.err, and its process is in NAME.pid.
 const BEGIN: &str = r#"
@@ -54,11 +60,25 @@ write_on() {
 has_synced() { [ "$(cat synced 2>/dev/null || echo 0)" -ge "$1" ]; }
 "#;
 
+/// This machine, and its loopback, as 10.0.2.2.
+const NETWORK: [&str; 4] = [
+    "-netdev",
+    "user,id=host",
+    "-device",
+    "virtio-net-pci,netdev=host,romfile=",
+];
+
 struct World(Running);
 
 impl World {
     fn boot(test: &str, version: &str) -> Option<Self> {
         let kernel = have(test, version)?;
+        if !tools::have(
+            test,
+            &["busybox", "nbd-client", "prlimit", "qemu-nbd", "strace"],
+        ) {
+            return None;
+        }
         let rig = Rig::new();
         let program = rig.path("cowslip");
         let stripped = Command::new("strip")
@@ -68,7 +88,7 @@ impl World {
             .unwrap();
         assert!(stripped.status.success(), "{}", said(&stripped));
         let machine = Machine::new(&kernel).share(&rig.path(""), Access::Read);
-        let mut world = Self(machine.boot());
+        let mut world = Self(machine.qemu(NETWORK).boot());
         let begin = format!(
             "mkdir -p /tmp/w/bin /tmp/w/mnt && cp {} /tmp/w/bin && cd /tmp/w && truncate -s 64M empty.raw",
             program.display()
@@ -138,7 +158,10 @@ fn kill_and_go_on(world: &mut World) {
         rm -f stop synced writer; (write_on) >/dev/null 2>&1 &
         until_ has_synced 3
         killed a
-        cat synced >killed_at",
+        cat synced >killed_at
+        # One that is refused its third message to the kernel, for want of memory: the device is there for the next one.
+        if strace -f --seccomp-bpf -o /dev/null -e trace=sendto -e inject=sendto:error=ENOMEM:when=3 cowslip attach --session s 2>early.err; then exit 1; fi
+        grep -q 'changing /dev/nbd0: Cannot allocate memory' early.err || { cat early.err >&2; exit 1; }",
     );
     let told = world.json("start b cowslip attach --session s --json; cat b.out");
     assert_eq!(told["device"], "/dev/nbd0", "{told}");
@@ -149,6 +172,46 @@ fn kill_and_go_on(world: &mut World) {
         umount mnt; e2fsck -fn /dev/nbd0 >e2fsck 2>&1 || { cat e2fsck >&2; exit 1; }
         end b; nothing_left; rm -f mnt/f*
         ! dmesg | grep 'I/O error' >&2");
+}
+
+/// One of several sockets is slow: what came over it is sent again over another, and answered; what is written to the same place then is not undone when the first goes on.
+fn slow(world: &mut World) {
+    world.sh(
+        "start a cowslip attach --session s --via nbd --connections 2
+        # Opened for the first time it is read, for partitions.
+        exec 3</dev/nbd0; echo 1000 >/sys/block/nbd0/queue/io_timeout
+        for letter in A B; do head -c 4096 /dev/zero | tr '\\0' $letter >$letter; done
+        write() { dd if=$1 of=/dev/nbd0 bs=4096 seek=100 oflag=direct conv=notrunc status=none; }
+        thread=$(grep -lx nbd-0 /proc/$(cat a.pid)/task/*/comm | cut -d/ -f5)
+        # What it receives from now on it has after twelve seconds.
+        strace -o /dev/null -e trace=recvfrom -e inject=recvfrom:delay_exit=12000000 -p $thread 2>strace.err & echo $! >strace.pid
+        until_ grep -q attached strace.err
+        dmesg -c >/dev/null
+        write A; write B; kill -0 $(cat strace.pid); until_ gone strace
+        dmesg | grep -q 'Connection timed out, retrying'
+        dd if=/dev/nbd0 bs=4096 skip=100 count=1 iflag=direct status=none | cmp - B
+        until_ sh -c 'dmesg | grep -q \"reconnected socket\"'; exec 3<&-; end a; nothing_left",
+    );
+}
+
+/// The server stands still for longer than the kernel's patience, and has no files when it goes on: both pass, and nothing is lost.
+fn stopped(world: &mut World) {
+    world.sh(
+        "start a cowslip attach --session s --via nbd --connections 2
+        mount -o discard,noatime,lazytime /dev/nbd0 mnt
+        echo 1000 >/sys/block/nbd0/queue/io_timeout
+        rm -f stop synced writer; (write_on) >/dev/null 2>&1 &
+        until_ has_synced 3; server=$(cat a.pid); dmesg -c >/dev/null
+        kill -STOP $server; until_ sh -c 'dmesg | grep -q \"(1/2 alive)\"'
+        prlimit --pid $server --nofile=4:4; kill -CONT $server
+        until_ grep -q 'there is no other yet' a.err; prlimit --pid $server --nofile=1024:1024
+        until_ has_synced $(($(cat synced) + 3))
+        : >stop; until_ test -e writer; grep -q ^done writer
+        for i in $(seq $(cat synced)); do seq $i $((i + 3000)) | cmp - mnt/f$i; done
+        umount mnt; e2fsck -fn /dev/nbd0 >e2fsck 2>&1 || { cat e2fsck >&2; exit 1; }
+        end a; nothing_left; rm -f mnt/f*
+        ! dmesg | grep 'I/O error' >&2",
+    );
 }
 
 /// What a killed server left ends, whoever used it, and nobody else's device with it.
@@ -191,6 +254,7 @@ fn served_by_others_meanwhile(world: &mut World) {
     let said = world.sh("start a cowslip attach --session s; cat a.out a.err");
     assert!(said.starts_with("/dev/nbd1\n"), "{said}");
     assert!(said.contains("/dev/nbd0 was this session's"), "{said}");
+    assert!(said.contains("others have served"), "{said}");
     world.sh("cowslip detach --stale --quiet; [ \"$(places | wc -l)\" = 1 ]; head -c 512 /dev/nbd1 >/dev/null; end a; nothing_left");
 }
 
@@ -199,7 +263,15 @@ fn other_ends(world: &mut World) {
     world.sh("start a cowslip attach --session s
         mount -o discard,noatime,lazytime /dev/nbd0 mnt
         qemu-nbd --disconnect /dev/nbd0
-        ended a; nothing_left");
+        ended a; wait $(cat a.pid); nothing_left
+        start a cowslip attach --session s
+        mount -o discard,noatime,lazytime /dev/nbd0 mnt
+        nbd-client -d /dev/nbd0
+        ended a; wait $(cat a.pid); nothing_left");
+    let said = world.sh("start a cowslip attach --session s; killed a
+        modprobe -a fuse loop; start b cowslip attach --session s --via fuse; cat b.out b.err; end b; cowslip detach --stale --quiet; nothing_left");
+    assert!(said.starts_with("/dev/loop"), "{said}");
+    assert!(said.contains("this is by way of fuse"), "{said}");
     let said = world.sh("start a cowslip attach --session s
         mount -o discard,noatime,lazytime /dev/nbd0 mnt
         sleep 1000 <mnt/lost+found >/dev/null 2>&1 & echo $! >user.pid
@@ -208,15 +280,98 @@ fn other_ends(world: &mut World) {
     assert!(said.contains("still in use"), "{said}");
 }
 
-/// Devices come and go, and leave nothing: no device, place, process, socket.
+/// A hundred devices come and go, and leave nothing: no device, place, file, process, thread of the kernel's, socket, nor memory. All is done by the shell itself, since each
+/// program that it starts costs as much as a cycle (0.2 s).
 fn cycles(world: &mut World) {
-    world.sh(&format!(
-        "unix() {{ wc -l </proc/net/unix; }}
-        cycle() {{ start a cowslip attach --session s; head -c 4096 /dev/nbd0 >/dev/null; end a >/dev/null; nothing_left; }}
-        cycle; unix=$(unix)
-        for i in $(seq {CYCLES}); do cycle; done
-        [ $unix = $(unix) ]; ! grep -qsx cowslip /proc/[0-9]*/comm"
+    let (measure, times) = (growth::MEASURE, growth::TIMES);
+    let measured = world.sh(&format!(
+        "{measure}
+        # A huge page of zeros comes and goes as it likes.
+        echo never >/sys/kernel/mm/transparent_hugepage/enabled
+        rm -f told; mkfifo told
+        cycle() {{
+            cowslip attach --session s --via nbd >/dev/null 2>told &
+            exec 4<told
+            while read -r line <&4; do case $line in *ready:*) break;; esac; done
+            : </dev/nbd0; kill $!; wait $!; exec 4<&-
+        }}
+        cycles() {{ i=0; while [ $i -lt $1 ]; do i=$((i + 1)); cycle; done; }}
+        there_is() {{
+            for of in /proc/[0-9]*/comm; do read -r name <$of && case $name in kworker*) ;; *) echo $name;; esac; done >names
+            sort names; wc -l </proc/net/unix; ls /sys/block /tmp/w /tmp/w/s; cat /proc/mounts
+        }}
+        cycles {WARM_UP}; : >after; there_is >before
+        measure; cycles {times}; measure; cycles {times}; measure; cycles {times}; measure
+        there_is >after; diff before after >&2
+        for of in /sys/block/nbd*/pid /sys/block/loop*/loop/backing_file; do [ ! -e $of ] || {{ echo $of >&2; exit 1; }}; done
+        nothing_left; rm told"
     ));
+    assert_eq!(grown(&measured), [""; 0]);
+}
+
+/// The client is the kernel itself, over TCP to a server outside, and vanishes with all of it: what it flushed is there, and what was answered; who comes next is served.
+fn vanishes(mut world: World) {
+    let rig = Rig::new();
+    rig.import("base", &vec![0; 16 * MIB]);
+    let served = rig.serve("base --session s --nbd tcp:127.0.0.1:0");
+    let port = served.ready.split("nbd://127.0.0.1:").nth(1).unwrap();
+    let port = port.split('/').next().unwrap();
+    let (flushed, answered) = (numbers(1), numbers(2));
+    world.sh(&format!(
+        "modprobe virtio_net
+        busybox ip addr add 10.0.2.15/24 dev eth0; busybox ip link set eth0 up
+        nbd-client 10.0.2.2 {port} /dev/nbd3 >&2
+        to() {{ dd of=/dev/nbd3 bs=64k seek=$1 oflag=direct iflag=fullblock conv=notrunc$2 status=none; }}
+        seq 1 200000 | head -c 1048576 | to 0 ,fsync
+        seq 2 200000 | head -c 1048576 | to 32 ''
+        (n=3; while :; do seq $n 300000 | head -c 1048576 | to 64 ''; n=$((n + 1)); done) >/dev/null 2>&1 &"
+    ));
+    assert!(connections(&served) > 0);
+    // kill -9 of QEMU.
+    drop(world);
+    until("the connection to end", || {
+        (connections(&served) == 0).then_some(())
+    });
+    let read = |at: usize, wanted: &[u8]| {
+        let (mut client, mut found) = (tcp(port), vec![0; MIB]);
+        client.read((at * MIB) as u64, &mut found).unwrap();
+        assert_same(&found, wanted, &format!("MiB {at}"));
+        client
+    };
+    read(0, &flushed);
+    let mut next = read(2, &answered);
+    next.write(0, b"next").unwrap();
+    next.flush().unwrap();
+    rig.ok("snapshot s taken");
+    served.end();
+    let taken = rig.export("taken");
+    assert!(taken.starts_with(b"next"));
+    assert_same(&taken[4..MIB], &flushed[4..], "the snapshot");
+}
+
+/// A MiB of what seq(1) writes.
+fn numbers(from: u32) -> Vec<u8> {
+    let text: String = (from..=200_000).map(|n| format!("{n}\n")).collect();
+    text.into_bytes()[..MIB].to_vec()
+}
+
+fn tcp(port: &str) -> Client {
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().unwrap()));
+    Client::connect(Address::Tcp(at), "").unwrap()
+}
+
+/// Threads of a server that serve one, `nbd-0` say.
+fn connections(served: &Served) -> usize {
+    let tasks = format!("/proc/{}/task", served.pid().as_raw_nonzero());
+    let names = fs::read_dir(tasks).unwrap().filter_map(|task| {
+        // It may end meanwhile.
+        fs::read_to_string(task.unwrap().path().join("comm")).ok()
+    });
+    let numbered = |name: &String| {
+        let number = name.trim_end().strip_prefix("nbd-");
+        number.is_some_and(|number| number.parse::<u64>().is_ok())
+    };
+    names.filter(numbered).count()
 }
 
 fn all(test: &str, version: &str, sends_zeroes: bool) {
@@ -225,6 +380,8 @@ fn all(test: &str, version: &str, sends_zeroes: bool) {
     };
     files(&mut world, sends_zeroes);
     kill_and_go_on(&mut world);
+    slow(&mut world);
+    stopped(&mut world);
     stale(&mut world);
     served_by_others_meanwhile(&mut world);
     other_ends(&mut world);
@@ -233,6 +390,7 @@ fn all(test: &str, version: &str, sends_zeroes: bool) {
     for bad in ["BUG:", "WARNING:", "Oops", "hung"] {
         assert!(!console.contains(bad), "{console}");
     }
+    vanishes(world);
 }
 
 #[test]
