@@ -1,4 +1,4 @@
-//! An ext4 file system: opened, and asked whose each block is, and what it is called.
+//! An ext4 file system: opened, and asked whose each block is, what it is called, and what is in its files.
 //!
 //! ```text
 //! input  0 look: 0 as it is on disk, else replayed   1 size in units of 32 KiB, at most 8 MiB
@@ -16,6 +16,7 @@ use crate::input::{Input, push_part};
 const UNIT: usize = 1024;
 /// The unit of sizes.
 const CHUNK: usize = 32 << 10;
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Opens, and asks everything.
 pub fn run(input: &[u8]) {
@@ -36,12 +37,18 @@ pub fn run(input: &[u8]) {
     }
     let inodes = || 1..=fs.superblock().inodes.min(256);
     if let Ok(paths) = Paths::read(&fs, inodes(), &mut |_| {}) {
-        inodes().for_each(|number| drop(paths.get(number)));
+        for path in inodes().filter_map(|number| paths.get(number)) {
+            drop(fs.look_up(&String::from_utf8_lossy(&path.path)));
+        }
     }
     for inode in inodes().filter_map(|number| fs.inode(number).ok()) {
         drop(fs.xattrs(&inode));
         drop(fs.link_target(&inode));
         drop(fs.read_directory(&inode, &mut |_| {}));
+        drop(fs.names(&inode));
+        if let Ok(bytes) = fs.read_file(&inode, FILE_BYTES_MAX) {
+            assert_eq!(bytes.len() as u64, inode.size_bytes);
+        }
     }
 }
 
@@ -119,6 +126,8 @@ mod tests {
                 owners.problems()
             );
             replayed += fs.replayed_blocks();
+            let root = fs.look_up("/").unwrap().unwrap();
+            assert!(fs.names(&root).unwrap().contains(&b"lost+found".to_vec()));
             assert_eq!(input_of(&image, state == State::Replayed), seed);
         }
         assert!(replayed > 0);

@@ -7,8 +7,9 @@
 //! | `beside` | scattered first writes, alone and beside 128 MiB that were written in a row before |
 //! | `read` | 4 and 256 KiB of what was written |
 //! | `drop` | trim and zero of what was written, and of what was not |
+//! | `taken up` | 64 MiB that somebody wrote who was killed: in memory, and on the disk of temporary files; beside one that was finished |
 //!
-//! `floor` is `pwrite` and `pread` on a file of the same size. All lies in `/dev/shm` where that is,
+//! `floor` is `pwrite` and `pread` on a file of the same size. All but that lies in `/dev/shm` where that is,
 //! with the thread that punches and shortens the journal behind it, as in a session.
 #![allow(
     missing_docs,
@@ -355,9 +356,55 @@ fn drops(c: &mut Criterion) {
     group.finish();
 }
 
+/// Until it is found: after a kill it is synced, and what the kernel remembers of it written once more.
+fn taken_up(c: &mut Criterion) {
+    const TAKEN_BLOCKS: u64 = 64 << 8;
+    let mut group = c.benchmark_group("taken up");
+    group.sample_size(10);
+    group.throughput(Throughput::Bytes(TAKEN_BLOCKS * BLOCK as u64));
+    let block = noise(BLOCK);
+    let on_disk = || tempfile::tempdir().expect("a temporary directory");
+    let places = [
+        ("in memory", temp_dir as fn() -> TempDir),
+        ("on disk", on_disk),
+    ];
+    let orders = [
+        ("in a row", in_a_row as fn(u64) -> u64),
+        ("scattered", scattered),
+    ];
+    for ((place, temp), (order, at)) in places.into_iter().flat_map(|p| orders.map(|o| (p, o))) {
+        for (end, finishes) in [("killed", false), ("finished", true)] {
+            let fill = || {
+                let temp = temp();
+                let dir: Arc<dyn Dir> = Arc::new(RealDir::open(temp.path()).expect("just made"));
+                let health = Health::new(|_| {});
+                let cache = Cache::create(Arc::clone(&dir), "cache-1", GEOMETRY, [1; 16], health);
+                let cache = Arc::new(cache.expect("a new cache"));
+                let overlay =
+                    Overlay::new(GEOMETRY, Arc::clone(&cache), Vec::new(), Arc::new(Nothing));
+                let write = |n| Device::write(&overlay, ByteOffset(at(n)), &block).expect("room");
+                (0..TAKEN_BLOCKS).for_each(write);
+                if finishes {
+                    cache.finish().expect("room");
+                }
+                (temp, dir)
+            };
+            group.bench_function(format!("64 MiB {order}, {place}, {end}"), |b| {
+                let find = |(temp, dir): (TempDir, Arc<dyn Dir>)| {
+                    let health = Health::new(|_| {});
+                    let found = Cache::find(dir, "cache-1", GEOMETRY, [1; 16], health);
+                    (found.expect("it is there"), temp)
+                };
+                b.iter_batched(fill, find, criterion::BatchSize::PerIteration);
+            });
+        }
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(3));
-    targets = writes, beside, reads, drops
+    targets = writes, beside, reads, drops, taken_up
 }
 criterion_main!(benches);
