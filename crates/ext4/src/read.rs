@@ -91,7 +91,10 @@ impl FileSystem<'_> {
             max,
         })?;
         if inode.has(Flag::InlineData) {
-            return Ok(inline_data(inode, length));
+            let mut bytes = inline_data(inode, length);
+            // One that was made longer has a hole there, as the kernel reads it (ext4_readpage_inline).
+            bytes.resize(length, 0);
+            return Ok(bytes);
         }
         let unit = u64::from(self.superblock().block_bytes);
         let unit_bytes = self.superblock().block_bytes as usize;

@@ -9,7 +9,10 @@ use super::rig::{Image, have};
 
 #[test]
 fn files_are_found_by_their_paths_and_read() {
-    if !have("files_are_found_by_their_paths_and_read", &["mkfs.ext4"]) {
+    if !have(
+        "files_are_found_by_their_paths_and_read",
+        &["mkfs.ext4", "debugfs"],
+    ) {
         return;
     }
     let tree = tempfile::tempdir().unwrap();
@@ -21,7 +24,9 @@ fn files_are_found_by_their_paths_and_read() {
     symlink("circle", at("circle")).unwrap();
     let long = "/x".repeat(40) + "/../../" + &"../".repeat(40) + "/small";
     symlink(long, at("far")).unwrap();
-    std::fs::write(at("small"), "few bytes").unwrap();
+    for name in ["small", "longer"] {
+        std::fs::write(at(name), "few bytes").unwrap();
+    }
     let large: Vec<u8> = (0..300_007_u32).map(|n| (n % 251) as u8).collect();
     std::fs::write(at("lib/modules/6.1/large"), &large).unwrap();
     let mut holes = std::fs::File::create(at("holes")).unwrap();
@@ -30,12 +35,19 @@ fn files_are_found_by_their_paths_and_read() {
     let source = tree.path().to_str().unwrap();
     for features in ["^inline_data", "inline_data", "^extent,^64bit"] {
         let image = Image::mkfs(8 << 10, &["-O", features, "-I", "256", "-d", source]);
+        // Made longer by truncate(2): a hole, also where the bytes are in the inode.
+        image.debugfs(true, "set_inode_field /longer size 5000\n");
         let fs = image.open(State::Replayed);
         let read = |path: &str| {
             let inode = fs.look_up(path).unwrap()?;
             Some(fs.read_file(&inode, 1 << 20).unwrap())
         };
         assert_eq!(read("/small").unwrap(), b"few bytes", "{features}");
+        let longer = read("/longer").unwrap();
+        assert!(
+            longer.len() == 5000 && longer.starts_with(b"few bytes\0"),
+            "{features}"
+        );
         for path in ["/lib/modules/6.1/large", "usr//out", "/usr/lib/back"] {
             assert!(read(path).unwrap() == large, "{features}: {path}");
         }
