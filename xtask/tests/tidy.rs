@@ -321,7 +321,14 @@ fn is_there(quote: &str, all: &BTreeMap<String, String>) -> bool {
 fn what_the_documents_name_is_there() {
     let all = files();
     let mut broken = Vec::new();
-    for document in ["ARCHITECTURE.md", "SPEC.md", "README.md", "docs/format.md"] {
+    let documents = [
+        "ARCHITECTURE.md",
+        "SPEC.md",
+        "README.md",
+        "docs/format.md",
+        "docs/using.md",
+    ];
+    for document in documents {
         for (number, quote) in quoted(&file(document)) {
             if !is_there(&quote, &all) {
                 broken.push(format!("{document}:{number}: `{quote}`"));
