@@ -47,16 +47,28 @@ pub(crate) fn run<A: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = A>
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Unmounts. For the moment between its fork and its exec, a process that another test starts has all files open that this one has: busy is
-/// tried again.
+/// Unmounts, and waits until the file system is. For the moment between its fork and its exec, a process that another test starts has all files open that
+/// this one has: busy is tried again. And whoever has a mount namespace of its own has it mounted for as long.
 #[track_caller]
 pub(crate) fn unmount(at: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let device = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (device, place) = (words.next()?, words.next()?);
+        let name = device.strip_prefix("/dev/")?;
+        (Path::new(place) == at).then(|| name.to_owned())
+    });
     until("umount", || {
         let mut command = Command::new(tool("umount").unwrap());
         let output = command.arg(at).output().unwrap();
         let is_busy = output.status.code() == Some(32) && said(&output).contains("busy");
         assert!(output.status.success() || is_busy, "{}", said(&output));
         output.status.success().then_some(())
+    });
+    // As long as the kernel has it; ext4 says so.
+    let known = device.map(|device| Path::new("/proc/fs/ext4").join(device));
+    until("the file system to go", || {
+        known.iter().all(|known| !known.exists()).then_some(())
     });
 }
 
