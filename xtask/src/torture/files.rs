@@ -35,6 +35,8 @@ struct Versions {
 /// See the module.
 pub(super) struct Files {
     dir: PathBuf,
+    /// Below it are the files that the servers' devices stand on.
+    run: PathBuf,
     /// The server whose device is mounted; 0 for none.
     generation: u32,
     /// There is a file system.
@@ -61,7 +63,7 @@ fn failed(what: &str, error: &io::Error) -> Trouble {
 
 impl Files {
     /// `place` is where it is mounted: a directory of its own in which nobody can write by mistake.
-    pub(super) fn new(place: &Path, random: Random) -> Result<Self> {
+    pub(super) fn new(place: &Path, run: PathBuf, random: Random) -> Result<Self> {
         fs::create_dir_all(place)?;
         let mut mount = tool("mount")?;
         mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]);
@@ -71,6 +73,7 @@ impl Files {
         output(tool("mount")?.args(["-o", "remount,ro"]).arg(place))?;
         Ok(Self {
             dir,
+            run,
             generation: 0,
             made: false,
             files: BTreeMap::new(),
@@ -90,6 +93,7 @@ impl Files {
         // What was mounted may be another server's, or this one's, half known.
         self.generation = 0;
         while self.unmount().is_ok() {}
+        self.check_device(&device)?;
         let mounted = || -> Result<()> {
             if !self.made {
                 let mut mkfs = tool("mkfs.ext4")?;
@@ -106,9 +110,25 @@ impl Files {
             Ok(())
         };
         mounted().map_err(|error| Trouble::Failed(format!("{error:#}")))?;
+        // It stays what it is as long as it is mounted.
+        self.check_device(&device)?;
         (self.generation, self.made) = (generation, true);
         shared.tell("the guest's disk is mounted");
         self.compare(shared)
+    }
+
+    /// When its server has gone, and it is cleared, its number may be that of another: of the disk below the session, say.
+    fn check_device(&self, device: &Path) -> Result<(), Trouble> {
+        let name = device.file_name().unwrap_or_default();
+        let file = Path::new("/sys/block").join(name).join("loop/backing_file");
+        let file = fs::read_to_string(file).unwrap_or_default();
+        match Path::new(&file).starts_with(&self.run) {
+            true => Ok(()),
+            false => Err(Trouble::Gone(format!(
+                "{} is no server's",
+                device.display()
+            ))),
+        }
     }
 
     fn unmount(&self) -> Result<()> {

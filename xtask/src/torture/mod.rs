@@ -211,7 +211,7 @@ impl Run<'_> {
         let work: Box<dyn Work + Send> = match plan.by {
             By::Requests => Box::new(Requests::new(versions, clock, own)),
             By::Fio => Box::new(Fio::new(self.rig.path("fio.out"), own)),
-            By::Files => Box::new(Files::new(&victim.guest(), own)?),
+            By::Files => Box::new(Files::new(&victim.guest(), victim.run_dir(), own)?),
         };
         victim.serve()?;
         let (at_work, told) = (Arc::clone(shared), tell.clone());

@@ -128,7 +128,7 @@ impl<'a> Victim<'a> {
     pub(super) fn command<'s>(&self, args: impl IntoIterator<Item = &'s str>) -> Command {
         let mut command = self.rig.command(args);
         command.env("COWSLIP_STORE", self.store_dir());
-        command.env("COWSLIP_RUN_DIR", self.base.join("run"));
+        command.env("COWSLIP_RUN_DIR", self.run_dir());
         if let Some(library) = super::clock_library() {
             command.env("LD_PRELOAD", library);
             command.env("FAKETIME_TIMESTAMP_FILE", self.clock());
@@ -205,6 +205,11 @@ impl<'a> Victim<'a> {
         drop(super::place::tool("umount")?.arg("-l").arg(guest).output());
         let mut detach = self.command(["detach", "--stale", "--quiet"]);
         crate::run::output(&mut detach).map(drop)
+    }
+
+    /// Where its servers keep what their block devices stand on.
+    pub(super) fn run_dir(&self) -> PathBuf {
+        self.base.join("run")
     }
 
     /// Where its client mounts, if it does.
