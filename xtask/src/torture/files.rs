@@ -35,7 +35,7 @@ struct Versions {
 /// See the module.
 pub(super) struct Files {
     dir: PathBuf,
-    /// Below it are the files that the servers' devices stand on.
+    /// Where the servers' devices have their places, by the names of the files that they stand on.
     run: PathBuf,
     /// The server whose device is mounted; 0 for none.
     generation: u32,
@@ -122,7 +122,8 @@ impl Files {
         let name = device.file_name().unwrap_or_default();
         let file = Path::new("/sys/block").join(name).join("loop/backing_file");
         let file = fs::read_to_string(file).unwrap_or_default();
-        match Path::new(&file).starts_with(&self.run) {
+        let is_its = |place: &str| self.run.join(place).is_dir();
+        match file.trim().strip_prefix("/cowslip-").is_some_and(is_its) {
             true => Ok(()),
             false => Err(Trouble::Gone(format!(
                 "{} is no server's",

@@ -207,7 +207,7 @@ impl<'a> Victim<'a> {
         crate::run::output(&mut detach).map(drop)
     }
 
-    /// Where its servers keep what their block devices stand on.
+    /// Where its servers have the places of their block devices.
     pub(super) fn run_dir(&self) -> PathBuf {
         self.base.join("run")
     }
