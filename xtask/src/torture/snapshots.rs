@@ -177,6 +177,10 @@ impl Snapshots {
                 let said = String::from_utf8_lossy(&done.stderr);
                 bail!("`cowslip rm {}`: {said}", asked.name);
             }
+            if !done.status.success() {
+                // It has come meanwhile; or it never will, and there is nothing to remove.
+                victim.command(["rm", &asked.name]).output()?;
+            }
         }
         output(&mut victim.command(["gc", "--quiet"]))?;
         Ok(())
